@@ -1,0 +1,116 @@
+"""A detector as a folder: `detector.yaml`, weights, `CARD.md`, `eval.json`; no Python.
+
+The bytes whose hash was checked are the bytes that are used: `Bundle.read` returns them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmguard import registry
+from mmguard.errors import BundleError, UnknownName
+from mmguard.types import Detector
+
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class Manifest(BaseModel):
+    """The fields of `detector.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    kind: str
+    description: str
+    license: str
+    thresholds: dict[str, Score] = {}
+    files: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+
+
+class Bundle:
+    """A folder that was read and found in order."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        return self.manifest.thresholds
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.manifest.settings
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that `detector.yaml` lists; `BundleError` if its hash differs."""
+        path = self.folder / name
+        wanted = self.manifest.files.get(name)
+        if wanted is None:
+            raise BundleError(f"{path} is not listed under files in detector.yaml: list its sha256")
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise BundleError(f"{path} cannot be read ({exc}): reinstall the bundle") from exc
+        found = hashlib.sha256(data).hexdigest()
+        if found != wanted:
+            raise BundleError(
+                f"{path} has sha256 {found}, detector.yaml says {wanted}:"
+                " the weights are not the ones that were measured; reinstall the bundle"
+            )
+        return data
+
+
+def data_folder(name: str) -> Path:
+    """`detectors` or `policies`: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).parent
+    packaged = here / "_data" / name
+    return packaged if packaged.is_dir() else here.parent / name
+
+
+def shipped() -> list[str]:
+    """Names of the bundles that came with mmguard."""
+    return sorted(path.parent.name for path in data_folder("detectors").glob("*/detector.yaml"))
+
+
+def load_bundle(name: str | Path) -> Bundle:
+    """A shipped bundle by name, or any by the path of its folder."""
+    folder = Path(name) if is_path(name) else data_folder("detectors") / name
+    path = folder / "detector.yaml"
+    if not path.is_file():
+        if is_path(name):
+            raise BundleError(f"{folder} holds no detector.yaml: give the folder of a bundle")
+        raise UnknownName("detector", str(name), [*shipped(), *registry.names("detectors")])
+    return Bundle(folder, read_manifest(path))
+
+
+def is_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or "/" in name or "\\" in name
+
+
+def read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise BundleError(f"{path}: {exc}") from exc
+
+
+def load_detector(name: str | Path) -> Detector:
+    """The detector of this name: a registered one, a shipped bundle, or a bundle's folder."""
+    if isinstance(name, str) and name in registry.names("detectors"):
+        made: Detector = registry.find("detectors", name)()
+        return made
+    bundle = load_bundle(name)
+    detector: Detector = registry.find("kinds", bundle.manifest.kind)(bundle)
+    return detector

@@ -1,0 +1,70 @@
+"""One door for everything that has a name: built-ins and entry points alike.
+
+A target is `module:attribute`, imported at the first look-up, so that naming a heavy
+adapter costs nothing. Packages add names under the entry-point groups
+`mmguard.detectors`, `mmguard.models`, `mmguard.steps` and `mmguard.kinds`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from mmguard.errors import MmguardError, UnknownName
+
+Kind = Literal["detectors", "kinds", "models", "steps"]
+
+BUILTIN: dict[Kind, dict[str, str]] = {
+    "detectors": {},
+    "kinds": {
+        "linear": "mmguard.detect.linear:load",
+        "phrases": "mmguard.detect.phrases:load",
+    },
+    "models": {
+        "embedded": "mmguard.models.embedded:EmbeddedModel",
+        "hf": "mmguard.models.hf:HFModel",
+        "openai": "mmguard.models.openai:OpenAIModel",
+        "scripted": "mmguard.models.scripted:ScriptedModel",
+    },
+    "steps": {
+        "caption": "mmguard.steps:caption",
+        "detoxify": "mmguard.steps:detoxify",
+        "resample": "mmguard.steps:resample",
+    },
+}
+
+
+class PluginError(MmguardError):
+    """An entry point that is installed but does not load."""
+
+
+@cache
+def plugins(kind: Kind) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"mmguard.{kind}")}
+
+
+def names(kind: Kind) -> list[str]:
+    """Every registered name of this kind, sorted."""
+    return sorted({*BUILTIN[kind], *plugins(kind)})
+
+
+@cache
+def find(kind: Kind, name: str) -> Any:
+    """What `name` stands for; raises `UnknownName` or `PluginError`."""
+    if target := BUILTIN[kind].get(name):
+        module, _, attribute = target.partition(":")
+        return getattr(import_module(module), attribute)
+    if point := plugins(kind).get(name):
+        return load(point)
+    raise UnknownName(kind.removesuffix("s"), name, names(kind))
+
+
+def load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as exc:
+        raise PluginError(
+            f"plugin {point.name!r} ({point.value}) does not load: {exc!r}; fix or uninstall it"
+        ) from exc
