@@ -16,10 +16,35 @@ SEVERITY: Mapping[Action, int] = {"pass": 0, "repair": 1, "block": 2}
 
 # What shapes an answer but cannot carry its subject: all that an eyes-closed request keeps.
 SAMPLING = frozenset(
-    "do_sample eos_token_id frequency_penalty generation_config length_penalty logprobs max_length"
-    " max_completion_tokens max_new_tokens max_tokens min_length min_new_tokens min_p"
-    " no_repeat_ngram_size num_beams presence_penalty reasoning_effort repetition_penalty seed"
-    " stop stop_strings temperature top_k top_logprobs top_p typical_p user".split()
+    {
+        "do_sample",
+        "eos_token_id",
+        "frequency_penalty",
+        "generation_config",
+        "length_penalty",
+        "logprobs",
+        "max_length",
+        "max_completion_tokens",
+        "max_new_tokens",
+        "max_tokens",
+        "min_length",
+        "min_new_tokens",
+        "min_p",
+        "no_repeat_ngram_size",
+        "num_beams",
+        "presence_penalty",
+        "reasoning_effort",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "stop_strings",
+        "temperature",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "typical_p",
+        "user",
+    }
 )
 
 

@@ -1,0 +1,285 @@
+"""Five ways to run a flow: one, many in step, streamed, and the first and third in asyncio.
+
+Drivers answer asks and decide nothing. A failed ask is thrown into its flow, which alone
+knows what a failure means; a flow that ends by an exception hands it to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import Any, Protocol, TypeVar
+
+from mmguard.asks import Answer, Ask, Emit, Flow, Generate, Read, Score, Together
+from mmguard.errors import DetectorError, ModelError
+from mmguard.types import AnyRequest, Finding, Reply, Sample
+
+T = TypeVar("T")
+Pieces = Generator[str | Reply, None, None]
+AsyncPieces = AsyncGenerator[str | Reply, None]
+
+
+class Runtime(Protocol):
+    """Everything the outside world must be able to do, a batch at a time."""
+
+    def generate(self, model: str, requests: Sequence[AnyRequest]) -> Sequence[Reply]: ...
+    def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]: ...
+    def open(self, request: AnyRequest) -> Pieces: ...
+
+
+class AsyncRuntime(Protocol):
+    """The same for one item at a time; batches form inside, from what waits together."""
+
+    async def generate(self, model: str, request: AnyRequest) -> Reply: ...
+    async def score(self, detector: str, sample: Sample) -> Finding: ...
+    def open(self, request: AnyRequest) -> AsyncPieces: ...
+
+
+def run(flow: Flow[T], runtime: Runtime) -> T:
+    """The flow's result. Raises what the target model raised."""
+    answer: Any = None
+    while True:
+        try:
+            ask = advance(flow, answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer = None if isinstance(ask, Emit) else reply(ask, runtime)
+
+
+def run_many(flows: Iterable[Flow[T]], runtime: Runtime) -> list[T | Exception]:
+    """The flows' results in order; a flow that fails has its exception in its place.
+
+    All flows advance in step, so that asks of one model or detector make one call.
+    """
+    live = dict(enumerate(flows))
+    results: dict[int, T | Exception] = {}
+    answers: Mapping[int, Any] = dict.fromkeys(live)
+    while live:
+        asks: dict[int, Ask] = {}
+        for i in list(live):
+            try:
+                asks[i] = advance(live[i], answers[i])
+            except StopIteration as stop:
+                results[i] = stop.value
+                del live[i]
+            except Exception as exc:
+                results[i] = exc
+                del live[i]
+        answers = reply_all(asks, runtime)
+    return [results[i] for i in sorted(results)]
+
+
+def stream(flow: Flow[T], runtime: Runtime) -> Generator[str, None, T]:
+    """Text as it may leave; the generator's return value is the flow's result."""
+    answer: Any = None
+    with closing(flow), closing(Tap(runtime)) as tap:
+        while True:
+            try:
+                ask = advance(flow, answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            if isinstance(ask, Emit):
+                yield ask.text
+                answer = None
+            else:
+                answer = tap.read(ask) if isinstance(ask, Read) else reply(ask, runtime)
+
+
+async def arun(flow: Flow[T], runtime: AsyncRuntime) -> T:
+    """`run` on an event loop; to cancel it is to cancel what it waits for."""
+    answer: Any = None
+    with closing(flow):
+        while True:
+            try:
+                ask = advance(flow, answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            answer = None if isinstance(ask, Emit) else await areply(ask, runtime)
+
+
+async def astream(flow: Flow[T], runtime: AsyncRuntime) -> AsyncGenerator[str | T, None]:
+    """Text as it may leave, and last of all the flow's result."""
+    answer: Any = None
+    with closing(flow):
+        async with aclosing(AsyncTap(runtime)) as tap:
+            while True:
+                try:
+                    ask = advance(flow, answer)
+                except StopIteration as stop:
+                    yield stop.value
+                    return
+                if isinstance(ask, Emit):
+                    yield ask.text
+                    answer = None
+                elif isinstance(ask, Read):
+                    answer = await tap.read(ask)
+                else:
+                    answer = await areply(ask, runtime)
+
+
+def advance(flow: Flow[T], answer: Any) -> Ask:
+    """The flow's next ask, after it took this answer or this failure."""
+    return flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+
+
+# -- answering ----------------------------------------------------------------
+
+
+def reply(ask: Ask, runtime: Runtime) -> Any:
+    """One ask's answer or failure; of several, in order, up to the one that settles it."""
+    if not isinstance(ask, Together):
+        return call([ask], runtime)[0]
+    answers: list[Answer] = []
+    for one in ask.asks:
+        answers += call([one], runtime)
+        if ask.stop(len(answers) - 1, answers[-1]):
+            break
+    return answers
+
+
+def reply_all(asks: Mapping[int, Ask], runtime: Runtime) -> dict[int, Any]:
+    """The answers to many flows' asks, by one call for each model and detector."""
+    flat = [one for ask in asks.values() for one in parts(ask)]
+    lanes: defaultdict[tuple[type[Ask], str], list[int]] = defaultdict(list)
+    for k, one in enumerate(flat):
+        lanes[lane(one)].append(k)
+    answers: dict[int, Answer | None] = {}
+    for places in lanes.values():
+        answers.update(zip(places, call([flat[k] for k in places], runtime), strict=True))
+    ordered = (answers[k] for k in range(len(flat)))
+    return {i: collect(ask, [next(ordered) for _ in parts(ask)]) for i, ask in asks.items()}
+
+
+def parts(ask: Ask) -> Sequence[Ask]:
+    return ask.asks if isinstance(ask, Together) else (ask,)
+
+
+def lane(ask: Ask) -> tuple[type[Ask], str]:
+    """What asks must share to be answered by one call."""
+    name = {Generate: "model", Score: "detector"}.get(type(ask))
+    return type(ask), getattr(ask, name) if name else ""
+
+
+def collect(ask: Ask, answers: list[Any]) -> Any:
+    """One flow's share: of several answers, those up to the one that settles it."""
+    if not isinstance(ask, Together):
+        return answers[0]
+    settled = (i for i, answer in enumerate(answers) if ask.stop(i, answer))
+    return answers[: next(settled, len(answers)) + 1]
+
+
+def call(asks: Sequence[Ask], runtime: Runtime) -> Sequence[Any]:
+    """One call for asks of one lane; where it fails, one each, so that a bad row fails alone."""
+    try:
+        return perform(asks, runtime)
+    except Exception as exc:
+        if len(asks) == 1:
+            return [exc]
+        return [call([ask], runtime)[0] for ask in asks]
+
+
+def perform(asks: Sequence[Any], runtime: Runtime) -> Sequence[Any]:
+    match asks[0]:
+        case Generate(model):
+            replies = runtime.generate(model, [ask.request for ask in asks])
+            return exact(replies, len(asks), Reply, ModelError(f"model {model!r} {SHORT}"))
+        case Score(detector):
+            findings = runtime.score(detector, [ask.sample for ask in asks])
+            return exact(
+                findings, len(asks), Finding, DetectorError(f"detector {detector!r} {SHORT}")
+            )
+        case Emit():
+            return [None] * len(asks)
+        case _:
+            raise TypeError("this flow reads a stream: drive it by `stream` or `astream`")
+
+
+SHORT = "did not answer each row with one value of its kind"
+
+
+def exact(answers: Sequence[T], count: int, kind: type[T], error: Exception) -> Sequence[T]:
+    if len(answers) != count or not all(isinstance(answer, kind) for answer in answers):
+        raise error
+    return answers
+
+
+async def areply(ask: Ask, runtime: AsyncRuntime) -> Any:
+    """`reply`, with the asks of a `Together` under way at once."""
+    try:
+        match ask:
+            case Generate(model, request):
+                return await runtime.generate(model, request)
+            case Score(detector, sample):
+                return await runtime.score(detector, sample)
+            case Together():
+                return await aall(ask, runtime)
+            case _:
+                raise TypeError("this flow reads a stream: drive it by `stream` or `astream`")
+    except Exception as exc:
+        return exc
+
+
+async def aall(ask: Together, runtime: AsyncRuntime) -> list[Answer]:
+    if len(ask.asks) == 1:
+        return [await areply(ask.asks[0], runtime)]
+    tasks = [asyncio.ensure_future(areply(one, runtime)) for one in ask.asks]
+    answers: list[Answer] = []
+    try:
+        for task in tasks:
+            answers.append(await task)
+            if ask.stop(len(answers) - 1, answers[-1]):
+                break
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return answers
+
+
+class Tap:
+    """The target's stream, opened at the first `Read` and closed with the flow."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.pieces: Pieces | None = None
+
+    def read(self, ask: Read) -> str | Reply | Exception:
+        try:
+            if self.pieces is None:
+                self.pieces = self.runtime.open(ask.request)
+            return next(self.pieces, BROKEN)
+        except Exception as exc:
+            return exc
+
+    def close(self) -> None:
+        if self.pieces is not None:
+            self.pieces.close()
+
+
+class AsyncTap:
+    """`Tap` on an event loop."""
+
+    def __init__(self, runtime: AsyncRuntime) -> None:
+        self.runtime = runtime
+        self.pieces: AsyncPieces | None = None
+
+    async def read(self, ask: Read) -> str | Reply | Exception:
+        try:
+            if self.pieces is None:
+                self.pieces = self.runtime.open(ask.request)
+            return await anext(self.pieces, BROKEN)
+        except Exception as exc:
+            return exc
+
+    async def aclose(self) -> None:
+        if self.pieces is not None:
+            await self.pieces.aclose()
+
+
+# A stream that just ends may have been cut off anywhere: that must not pass for an answer.
+BROKEN = ModelError("the target's stream ended without its reply")

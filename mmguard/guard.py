@@ -1,0 +1,170 @@
+"""The flow: what happens to one request, from question to answer. All policy, no I/O.
+
+input checks ── block ──▶ refusal
+    │ pass   └─ repair ─▶ the repair steps; the target never answers with the picture
+    ▼
+draft ──▶ output checks ── grey ──▶ the judge's opinion
+    │ pass ▶ the draft, untouched
+    ▼ repair
+each step of policy.repair in turn, until one passes the same output checks
+    ▼ none did
+refusal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmguard import prompts, registry
+from mmguard.asks import Answer, Flow, Generate, Score, emit, generate, read, together
+from mmguard.case import Case
+from mmguard.errors import DetectorError
+from mmguard.policy import JUDGE, Check, Policy
+from mmguard.types import Action, Coverage, Finding, Guarded, Reply, Request, Sample
+from mmguard.verdict import is_grey, strictest, weigh
+
+
+def guard(request: Request, policy: Policy, *, stream: bool = False) -> Flow[Guarded]:
+    """The answer to `request` that may leave under `policy` (bound: every strictness a number)."""
+    case = Case(request, policy)
+    where, action = "input", (yield from screen(case))
+    if action == "pass":
+        where, action = "output", (yield from (relay(case) if stream else answer(case)))
+    if action == "pass" and case.draft:
+        yield from release(case, len(case.text))
+        return case.close(case.text, "pass", "answer", case.draft.finish)
+    if action == "repair" and not case.released:
+        for case.attempt, name in enumerate(policy.steps):
+            repaired = yield from attempt(case, name)
+            if repaired is not None:
+                yield from emit(repaired.text)
+                return case.close(repaired.text, "repair", name, repaired.finish)
+    return (yield from refuse(case, where))
+
+
+def screen(case: Case) -> Flow[Action]:
+    """The verdict on the request itself, unreadable parts first."""
+    request, policy = case.request, case.policy
+    case.coverage = Coverage(images_total=len(request.images), opaque=len(request.opaque))
+    if request.opaque and policy.unreadable == "block" and policy.mode != "off":
+        kinds = ", ".join(sorted({part.kind for part in request.opaque}))
+        reason = f"nobody here can read: {kinds}"
+        case.trail.append(Finding("unreadable", 1.0, reason=reason, stage="input", action="block"))
+        return case.enforce("block")
+    return case.enforce((yield from inspect(case, "input", policy.input, Sample(request))))
+
+
+def answer(case: Case) -> Flow[Action]:
+    """The whole draft, and the verdict on it."""
+    case.take((yield from generate("target", case.request)))
+    return case.enforce((yield from verify(case, "output", case.text)))
+
+
+def relay(case: Case) -> Flow[Action]:
+    """The draft piece by piece; what leaves early is checked, and `hold` behind the check."""
+    stream, checked = case.policy.stream, 0
+    while isinstance(piece := (yield from read(case.request)), str):
+        case.text += piece
+        if case.policy.mode != "enforce":
+            yield from release(case, len(case.text))
+        elif stream.window and stream.hold and len(case.text) - checked >= stream.window:
+            action = yield from verify(case, "stream", case.text)
+            if action != "pass":
+                case.take(Reply(case.text, "cut"))
+                return case.enforce(action)
+            checked = len(case.text)
+            yield from release(case, checked - stream.hold)
+    case.take(replace(piece, text=case.text))
+    return case.enforce((yield from verify(case, "output", case.text)))
+
+
+def release(case: Case, until: int) -> Flow[None]:
+    """Let the text out up to here."""
+    if until > case.released:
+        piece, case.released = case.text[case.released : until], until
+        yield from emit(piece)
+
+
+def attempt(case: Case, name: str) -> Flow[Reply | None]:
+    """One repair step's reply, if it has one and that passes the checks a draft must pass."""
+    case.closed = False
+    try:
+        reply = yield from registry.find("steps", name)(case)
+        if reply is not None and not reply.text.strip():
+            raise ValueError("the step answered nothing")
+    except Exception as exc:
+        error = f"{type(exc).__name__}: {exc}"[:300]
+        case.trail.append(Finding(name, 1.0, "error", error=error, stage=name))
+        return None
+    if reply is None or (yield from verify(case, name, reply.text)) != "pass":
+        return None
+    found: Reply = reply
+    return found
+
+
+def refuse(case: Case, where: str) -> Flow[Guarded]:
+    """A refusal, or, once text has left, the end of it."""
+    blamed = next((f for f in reversed(case.trail) if f.action != "pass"), None)
+    text, step = case.policy.refusal(blamed.category if blamed else ""), where
+    if case.released:
+        text, step = case.policy.refusals.get("cut", prompts.CUT), "cut"
+    yield from emit(text)
+    case.closed = False
+    return case.close(case.text[: case.released] + text, "block", step, "content_filter")
+
+
+def verify(case: Case, stage: str, text: str) -> Flow[Action]:
+    return (yield from inspect(case, stage, case.policy.output, Sample(case.request, text)))
+
+
+def inspect(case: Case, stage: str, checks: Sequence[Check], sample: Sample) -> Flow[Action]:
+    """The strictest action that the checks ask for; those after the first block are moot."""
+    if not checks:
+        return "pass"
+    policy = case.policy
+
+    def blocks(i: int, answer: Answer) -> bool:
+        return weigh(policy, checks[i], answer).action == "block"
+
+    asks = tuple(question(policy, check, sample) for check in checks)
+    answers = yield from together(asks, blocks)
+    findings = [weigh(policy, check, a) for check, a in zip(checks, answers, strict=False)]
+    if len(findings) < len(checks) and not any(f.action == "block" for f in findings):
+        lost = DetectorError("the driver brought no finding")
+        findings += [weigh(policy, check, lost) for check in checks[len(findings) :]]
+    grey = [check for check, f in zip(checks, findings, strict=False) if is_grey(check, f)]
+    if grey and strictest(f.action for f in findings) == "pass":
+        findings.append((yield from opine(policy, grey, sample)))
+    note(case, stage, sample, findings)
+    return strictest(f.action for f in findings)
+
+
+def opine(policy: Policy, grey: Sequence[Check], sample: Sample) -> Flow[Finding]:
+    """The judge's opinion, in the place of checks that could not decide."""
+    rule = Check(
+        detector=JUDGE,
+        strictness=policy.judge.strictness if policy.judge else 0.0,
+        action=strictest(check.action for check in grey),
+    )
+    answers = yield from together((question(policy, rule, sample),), lambda i, answer: True)
+    return weigh(policy, rule, answers[0])
+
+
+def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
+    judge = policy.judge
+    if check.detector != JUDGE or judge is None:
+        return Score(check.detector, sample)
+    return Generate(judge.model, prompts.judge(policy.prompts.judge, sample, judge.image))
+
+
+def note(case: Case, stage: str, sample: Sample, findings: Sequence[Finding]) -> None:
+    """Keep the findings and what they looked at; passes in mid-stream leave no trace."""
+    if stage != "stream" or any(f.action != "pass" for f in findings):
+        case.trail += [replace(finding, stage=stage) for finding in findings]
+    case.coverage = replace(
+        case.coverage,
+        images=max(case.coverage.images, *(f.images for f in findings)),
+        chars=max(f.chars for f in findings),
+        chars_total=sample.chars,
+    )

@@ -1,0 +1,362 @@
+"""What is checked, at what strength, and what is done about it: one frozen value.
+
+A policy names detectors, models and steps; it knows no URL, key or device. Whatever it
+contradicts itself in is refused here, at load, with file, line, field, value and fix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mmguard import prompts, registry
+from mmguard.bundles import data_folder, is_path
+from mmguard.errors import PolicyError, UnknownName
+from mmguard.source import Layer, Where, merge, read_layer
+from mmguard.types import Action
+
+Word = Literal["low", "medium", "high"]
+Thresholds = Mapping[str, Mapping[str, float]]
+
+# The name under which a model, asked the judge's question, counts as a detector.
+JUDGE = "judge"
+JUDGE_WORDS = {"low": 0.7, "medium": 0.5, "high": 0.3}
+
+
+def read_strictness(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    if number or value in get_args(Word):
+        return value
+    raise ValueError("no strictness; use low, medium, high or a number from 0 to 1")
+
+
+Strictness = Annotated[Word | float, BeforeValidator(read_strictness)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rule(Strict):
+    """From which score on something is done, and what."""
+
+    strictness: Strictness = "medium"
+    action: Action = "repair"
+
+    @property
+    def threshold(self) -> float:
+        """The number that `strictness` stands for; a word must be bound to a detector first."""
+        if isinstance(self.strictness, str):
+            raise PolicyError(f"strictness {self.strictness!r} is not bound: call Policy.bind")
+        return self.strictness
+
+
+class Check(Rule):
+    """One detector, its rule, and rules of their own for some of its categories."""
+
+    detector: str
+    grey: Strictness | None = None
+    categories: dict[str, Rule] = {}
+    on_error: Action | None = None
+
+    def bind(self, words: Mapping[str, float]) -> Check:
+        rules = {
+            name: rule.model_copy(update=self.number(rule, words))
+            for name, rule in self.categories.items()
+        }
+        grey = None if self.grey is None else self.measure(self.grey, words)
+        bound = self.model_copy(
+            update={**self.number(self, words), "categories": rules, "grey": grey}
+        )
+        if grey is not None and grey >= bound.threshold:
+            raise PolicyError(
+                f"check {self.detector!r}: grey {self.grey!r} starts at {grey}, not below its"
+                f" threshold {bound.threshold}: choose a stricter word or a lower number for grey"
+            )
+        return bound
+
+    def number(self, rule: Rule, words: Mapping[str, float]) -> dict[str, float]:
+        return {"strictness": self.measure(rule.strictness, words)}
+
+    def measure(self, strictness: Strictness, words: Mapping[str, float]) -> float:
+        if not isinstance(strictness, str):
+            return strictness
+        if strictness not in words:
+            raise PolicyError(
+                f"check {self.detector!r}: its detector has no threshold for {strictness!r}:"
+                f" give a number from 0 to 1 or one of {sorted(words)}"
+            )
+        return words[strictness]
+
+
+class Judge(Strict):
+    """A model that is asked whether an answer is harmful, with or without the picture."""
+
+    model: str
+    image: bool = True
+    strictness: Strictness = "medium"
+
+
+class Caption(Strict):
+    """Eyes closed: who describes the picture, in at most how many tokens."""
+
+    model: str = "target"
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+
+
+class Detoxify(Strict):
+    """Who rewrites a harmful answer."""
+
+    model: str = "target"
+
+
+class Resample(Strict):
+    """How often the target may answer again, and how far it may stray."""
+
+    tries: Annotated[int, Field(ge=1, le=16)] = 3
+    temperature: Annotated[float, Field(gt=0, le=2)] = 0.9
+
+
+class Stream(Strict):
+    """`buffer` lets nothing out before the whole answer is checked.
+
+    `window` checks every `window` characters and holds back the last `hold` of them.
+    """
+
+    mode: Literal["buffer", "window"] = "buffer"
+    window: Annotated[int, Field(ge=1)] | None = None
+    hold: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def agree(self) -> Stream:
+        for name in ("window", "hold"):
+            given = getattr(self, name) is not None
+            if self.mode == "window" and not given:
+                raise ValueError(f"mode 'window' needs {name!r}: add it, in characters, e.g. 80")
+            if self.mode == "buffer" and given:
+                raise ValueError(f"{name!r} means nothing in mode 'buffer': remove it")
+        return self
+
+
+class Prompts(Strict):
+    """What models are told; each text names its blanks in braces."""
+
+    judge: str = prompts.JUDGE
+    caption: str = prompts.CAPTION
+    closed: str = prompts.CLOSED
+    detoxify: str = prompts.DETOXIFY
+
+    @model_validator(mode="after")
+    def name_blanks(self) -> Prompts:
+        for name, wanted in prompts.BLANKS.items():
+            found = set(prompts.BLANK.findall(getattr(self, name)))
+            if lost := wanted - found:
+                raise ValueError(f"prompt {name!r} lacks {{{min(lost)}}}: put it where it belongs")
+            if strange := found - wanted:
+                raise ValueError(f"prompt {name!r} has no value for {{{min(strange)}}}: remove it")
+        return self
+
+
+class Policy(Strict):
+    """Everything that decides about an answer. See `policies/balanced.yaml` for each field."""
+
+    version: Literal[1] = 1
+    name: str = "unnamed"
+    description: str = ""
+    mode: Literal["enforce", "audit", "off"] = "enforce"
+    input: tuple[Check, ...] = ()
+    output: tuple[Check, ...] = ()
+    judge: Judge | None = None
+    repair: tuple[str, ...] = ("caption", "detoxify")
+    caption: Caption = Caption()
+    detoxify: Detoxify = Detoxify()
+    resample: Resample = Resample()
+    on_error: Action = "block"
+    unreadable: Literal["block", "pass"] = "block"
+    stream: Stream = Stream()
+    refusals: dict[str, str] = {}
+    prompts: Prompts = Prompts()
+
+    @field_validator("repair")
+    @classmethod
+    def know_steps(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
+        for name in steps:
+            if name not in registry.BUILTIN["steps"] and name not in registry.names("steps"):
+                raise ValueError(str(UnknownName("step", name, registry.names("steps"))))
+        return steps
+
+    @model_validator(mode="after")
+    def agree(self) -> Policy:
+        checks = (*self.input, *self.output)
+        if self.mode == "off" and checks:
+            raise ValueError("mode 'off' checks nothing: remove input and output, or the mode")
+        if self.mode != "off" and not self.output:
+            raise ValueError("nothing is checked before it leaves: add to output, or say mode: off")
+        asked = [c.detector for c in checks if c.grey is not None or c.detector == JUDGE]
+        if asked and self.judge is None:
+            raise ValueError(
+                f"check {asked[0]!r} asks a judge: name its model, judge: {{model: target}}"
+            )
+        if any(check.detector == JUDGE for check in self.input):
+            raise ValueError("a judge reads answers: move it from input to output")
+        repairs = any("repair" in actions(check) for check in checks) or self.on_error == "repair"
+        if repairs and not self.repair:
+            raise ValueError("a check asks for repair but repair is empty: name a step, or block")
+        return self
+
+    @cached_property
+    def steps(self) -> tuple[str, ...]:
+        """The repair steps in order, one entry a try."""
+        tries = {"resample": self.resample.tries}
+        return tuple(name for name in self.repair for _ in range(tries.get(name, 1)))
+
+    @cached_property
+    def models(self) -> frozenset[str]:
+        """Names of the models that a flow under this policy may ask."""
+        judge = {self.judge.model} if self.judge else set()
+        return frozenset({"target", self.caption.model, self.detoxify.model, *judge})
+
+    @cached_property
+    def detectors(self) -> frozenset[str]:
+        """Names of the detectors that a flow under this policy may ask."""
+        return frozenset(c.detector for c in (*self.input, *self.output)) - {JUDGE}
+
+    @cached_property
+    def tag(self) -> str:
+        """Name and a hash of the content: equal tags decide alike."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return f"{self.name}@{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def refusal(self, category: str) -> str:
+        """What a refused caller reads."""
+        default = self.refusals.get("default", prompts.REFUSAL)
+        return self.refusals.get(category, default)
+
+    def bind(self, thresholds: Thresholds) -> Policy:
+        """This policy with every strictness a number, from each detector's own thresholds."""
+        words = {JUDGE: JUDGE_WORDS, **thresholds}
+        judge = self.judge and self.judge.model_copy(
+            update={
+                "strictness": JUDGE_WORDS.get(str(self.judge.strictness), self.judge.strictness)
+            }
+        )
+        sides = {
+            side: tuple(c.bind(words[c.detector]) for c in getattr(self, side))
+            for side in ("input", "output")
+        }
+        bound = self.model_copy(update={**sides, "judge": judge})
+        # The tag names the file's content, not the numbers of one set of detectors.
+        bound.__dict__["tag"] = self.tag
+        return bound
+
+
+def actions(check: Check) -> set[Action | None]:
+    return {check.action, check.on_error, *(rule.action for rule in check.categories.values())}
+
+
+def presets() -> list[str]:
+    """Names of the policies that came with mmguard."""
+    return sorted(path.stem for path in data_folder("policies").glob("*.yaml"))
+
+
+def load_policy(source: str | Path | Mapping[str, Any] | Policy) -> Policy:
+    """A policy from a preset's name, a file's path, a mapping, or as it is.
+
+    Raises `PolicyError` for a bad one and `UnknownName` for no such preset.
+    """
+    if isinstance(source, Policy):
+        return source
+    if isinstance(source, Mapping):
+        layers = [Layer(Path("policy"), dict(source), None)]
+    else:
+        layers = [read_layer(find_policy(source))]
+    while parent := layers[-1].values.get("extends"):
+        layers.append(read_layer(follow(parent, layers)))
+    return build(layers)
+
+
+def find_policy(source: str | Path) -> Path:
+    if is_path(source) or str(source).endswith((".yaml", ".yml")):
+        return Path(source)
+    path = data_folder("policies") / f"{source}.yaml"
+    if not path.is_file():
+        raise UnknownName("policy", str(source), presets())
+    return path
+
+
+def follow(parent: Any, layers: list[Layer]) -> Path:
+    """The file that the last layer extends: a preset, or a path relative to that layer."""
+    child = layers[-1]
+    place = f"{child.path}:{child.line(['extends'])}: extends {parent!r}"
+    if not isinstance(parent, str):
+        raise PolicyError(f"{place}: name one preset or file")
+    try:
+        path = find_policy(parent)
+    except UnknownName as exc:
+        raise PolicyError(f"{place}: {exc}") from exc
+    if is_path(parent) or parent.endswith((".yaml", ".yml")):
+        path = child.path.parent / parent
+    if path.resolve() in [layer.path.resolve() for layer in layers]:
+        raise PolicyError(f"{place}: a circle; let one of the files extend nothing")
+    return path
+
+
+def build(layers: list[Layer]) -> Policy:
+    values: dict[str, Any] = {}
+    for layer in reversed(layers):
+        own = {key: value for key, value in layer.values.items() if key != "extends"}
+        values = merge(values, own)
+    values = {"name": layers[0].path.stem, **values}
+    if "name" not in layers[0].values:
+        values["name"] = layers[0].path.stem
+    try:
+        return Policy.model_validate(values)
+    except ValidationError as exc:
+        lines = [explain(error, layers) for error in exc.errors()]
+        raise PolicyError("\n".join(dict.fromkeys(lines))) from exc
+
+
+FIXES = {
+    "extra_forbidden": "no such field; remove it or fix its spelling",
+    "missing": "this field is missing; add it",
+}
+
+
+def explain(error: Mapping[str, Any], layers: list[Layer]) -> str:
+    """One line for one error: file, line, field, value, what is wrong and how to mend it."""
+    where: Where = error["loc"]
+    layer = max(layers, key=lambda candidate: candidate.depth(where))
+    line = layer.line(where)
+    place = f"{layer.path}:{line}" if line else str(layer.path)
+    value = "" if error["type"] == "missing" or not where else f" {error['input']!r}:"
+    message = FIXES.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"{place}: {spell(where)}{value} {message}"
+
+
+def spell(where: Where) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)
+    return f"{text.removeprefix('.')}:" if text else "policy:"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a policy file."""
+    made = Policy.model_json_schema()
+    made["properties"]["extends"] = {
+        "type": "string",
+        "description": "a preset or a file below this one",
+    }
+    return made

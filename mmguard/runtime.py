@@ -1,0 +1,253 @@
+"""From names to objects: what answers the asks of a flow, in this thread or on a loop.
+
+`Local` calls models and detectors as they are. `Concurrent` puts an event loop before it:
+what arrives while a call is under way waits, and goes out together as the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from mmguard.bundles import load_detector
+from mmguard.drive import AsyncPieces, Pieces
+from mmguard.errors import DetectorError, UnknownName
+from mmguard.policy import Policy
+from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+MAX_BATCH = 64
+
+
+@runtime_checkable
+class AsyncModel(Protocol):
+    """A model with an asynchronous side: `Concurrent` awaits it instead of using threads."""
+
+    async def agenerate(self, request: AnyRequest) -> Reply: ...
+    def astream(self, request: AnyRequest) -> AsyncGenerator[str | Reply, None]: ...
+
+
+class Local:
+    """Models and detectors by name, called in this thread.
+
+    `timeout` bounds one call of a detector, in seconds; past it the call is a failure.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        detectors: Mapping[str, Detector],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        self.models, self.detectors, self.timeout = dict(models), dict(detectors), timeout
+
+    def generate(self, model: str, requests: Sequence[AnyRequest]) -> Sequence[Reply]:
+        start = time.perf_counter()
+        replies = lookup("model", self.models, model).generate(requests)
+        ms = (time.perf_counter() - start) * 1e3
+        return [replace(reply, ms=ms) for reply in replies]
+
+    def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
+        found = lookup("detector", self.detectors, detector)
+        start = time.perf_counter()
+        if self.timeout is None:
+            findings = found.score(samples)
+        else:
+            findings = within(self.timeout, detector, lambda: found.score(samples))
+        ms = (time.perf_counter() - start) * 1e3
+        return [replace(finding, ms=ms) for finding in findings]
+
+    def open(self, request: AnyRequest) -> Pieces:
+        yield from self.models["target"].stream(request)
+
+
+def lookup(kind: str, names: Mapping[str, T], name: str) -> T:
+    try:
+        return names[name]
+    except KeyError:
+        raise UnknownName(kind, name, names) from None
+
+
+def within(seconds: float, name: str, work: Callable[[], T]) -> T:
+    """The work's result, or `DetectorError` when it takes longer.
+
+    A daemon thread: one that hangs must keep neither the caller nor the interpreter.
+    """
+    results: list[T | Exception] = []
+
+    def target() -> None:
+        try:
+            results.append(work())
+        except Exception as exc:
+            results.append(exc)
+
+    thread = threading.Thread(target=target, daemon=True, name=f"mmguard-{name}")
+    thread.start()
+    thread.join(seconds)
+    if not results:
+        raise DetectorError(f"detector {name!r} took longer than {seconds} s")
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
+
+
+class Concurrent:
+    """An asynchronous runtime over the same models and detectors; belongs to one event loop."""
+
+    def __init__(self, local: Local, *, batch: int = MAX_BATCH) -> None:
+        self.local, self.batch = local, batch
+        self.lanes: dict[tuple[str, str], Lane[Any, Any]] = {}
+
+    async def generate(self, model: str, request: AnyRequest) -> Reply:
+        found = lookup("model", self.local.models, model)
+        if isinstance(found, AsyncModel):
+            start = time.perf_counter()
+            reply = await found.agenerate(request)
+            return replace(reply, ms=(time.perf_counter() - start) * 1e3)
+        made: Reply = await self.lane("generate", model).submit(request)
+        return made
+
+    async def score(self, detector: str, sample: Sample) -> Finding:
+        finding: Finding = await self.lane("score", detector).submit(sample)
+        return finding
+
+    def open(self, request: AnyRequest) -> AsyncPieces:
+        target = self.local.models["target"]
+        if isinstance(target, AsyncModel):
+            return target.astream(request)
+        return pump(lambda: self.local.open(request))
+
+    def lane(self, kind: str, name: str) -> Lane[Any, Any]:
+        if (kind, name) not in self.lanes:
+            work = self.local.score if kind == "score" else self.local.generate
+            self.lanes[kind, name] = Lane(lambda items: work(name, items), self.batch)
+        return self.lanes[kind, name]
+
+
+class Lane(Generic[Item, T]):
+    """One model or detector: a call at a time, with all that waits, up to `batch` items."""
+
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[T]], batch: int) -> None:
+        self.work, self.batch = work, batch
+        self.waiting: list[tuple[Item, asyncio.Future[T]]] = []
+        self.running: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> T:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.waiting.append((item, future))
+        if self.running is None or self.running.done():
+            self.running = asyncio.create_task(self.drain())
+        return await future
+
+    async def drain(self) -> None:
+        while self.waiting:
+            taken, self.waiting = self.waiting[: self.batch], self.waiting[self.batch :]
+            # Whoever was cancelled while waiting needs no answer any more.
+            await self.settle([(item, future) for item, future in taken if not future.done()])
+
+    async def settle(self, members: Sequence[tuple[Item, asyncio.Future[T]]]) -> None:
+        if not members:
+            return
+        try:
+            results = await in_thread(lambda: list(self.work([item for item, _ in members])))
+            if len(results) != len(members):
+                raise DetectorError(f"{len(results)} answers for {len(members)} rows")
+        except Exception as exc:
+            if len(members) > 1:
+                for member in members:
+                    await self.settle([member])
+            elif not members[0][1].done():
+                members[0][1].set_exception(exc)
+            return
+        for (_, future), result in zip(members, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Like `asyncio.to_thread`, in a daemon thread: stuck work must not keep the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def target() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as exc:
+            error = exc
+        # The loop may be gone by now; then nobody waits either.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=target, daemon=True, name="mmguard-lane").start()
+    return await future
+
+
+async def pump(open_pieces: Callable[[], Pieces]) -> AsyncPieces:
+    """A blocking stream read by a thread of its own; closing this closes that."""
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+    queue: asyncio.Queue[str | Reply | Exception | None] = asyncio.Queue()
+
+    def put(item: str | Reply | Exception | None) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def target() -> None:
+        try:
+            with contextlib.closing(open_pieces()) as pieces:
+                for piece in until(stop, pieces):
+                    put(piece)
+            put(None)
+        except Exception as exc:
+            put(exc)
+
+    threading.Thread(target=target, daemon=True, name="mmguard-pump").start()
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
+def until(stop: threading.Event, pieces: Iterator[T]) -> Iterator[T]:
+    for piece in pieces:
+        if stop.is_set():
+            return
+        yield piece
+
+
+def connect(
+    policy: Policy,
+    models: Mapping[str, Model],
+    detectors: Mapping[str, Detector] | None = None,
+    *,
+    timeout: float | None = None,
+) -> tuple[Policy, Local]:
+    """The policy bound to its detectors' thresholds, and the runtime that can serve it.
+
+    Detectors not given are loaded by name. Raises `UnknownName` or `PolicyError` now
+    rather than in the middle of a request.
+    """
+    for name in policy.models:
+        lookup("model", models, name)
+    given = dict(detectors or {})
+    loaded = {name: given.get(name) or load_detector(name) for name in policy.detectors}
+    bound = policy.bind({name: detector.thresholds for name, detector in loaded.items()})
+    return bound, Local(models, loaded, timeout=timeout)
