@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from mmguard import prompts, registry
 from mmguard.bundles import data_folder, is_path
@@ -45,6 +46,12 @@ def read_strictness(value: Any) -> Any:
 
 
 Strictness = Annotated[Word | float, BeforeValidator(read_strictness)]
+
+
+def contradict(*where: str | int, value: Any, fix: str) -> PydanticCustomError:
+    """An error about one field, found when looking at several."""
+    context = {"where": where, "value": value, "fix": fix}
+    return PydanticCustomError("contradiction", "{fix}", context)
 
 
 class Strict(BaseModel):
@@ -146,9 +153,9 @@ class Stream(Strict):
         for name in ("window", "hold"):
             given = getattr(self, name) is not None
             if self.mode == "window" and not given:
-                raise ValueError(f"mode 'window' needs {name!r}: add it, in characters, e.g. 80")
+                raise contradict("mode", value="window", fix=f"needs {name}; add e.g. {name}: 80")
             if self.mode == "buffer" and given:
-                raise ValueError(f"{name!r} means nothing in mode 'buffer': remove it")
+                raise contradict(name, value=getattr(self, name), fix="needs mode: window; add it")
         return self
 
 
@@ -165,9 +172,15 @@ class Prompts(Strict):
         for name, wanted in prompts.BLANKS.items():
             found = set(prompts.BLANK.findall(getattr(self, name)))
             if lost := wanted - found:
-                raise ValueError(f"prompt {name!r} lacks {{{min(lost)}}}: put it where it belongs")
+                raise contradict(
+                    name, value=getattr(self, name), fix=f"lacks {{{min(lost)}}}; add it"
+                )
             if strange := found - wanted:
-                raise ValueError(f"prompt {name!r} has no value for {{{min(strange)}}}: remove it")
+                raise contradict(
+                    name,
+                    value=getattr(self, name),
+                    fix=f"{{{min(strange)}}} is no blank; remove it",
+                )
         return self
 
 
@@ -191,6 +204,12 @@ class Policy(Strict):
     refusals: dict[str, str] = {}
     prompts: Prompts = Prompts()
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def unswitch(cls, mode: Any) -> Any:
+        """YAML 1.1 reads a bare `off` as false."""
+        return "off" if mode is False else mode
+
     @field_validator("repair")
     @classmethod
     def know_steps(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
@@ -201,22 +220,31 @@ class Policy(Strict):
 
     @model_validator(mode="after")
     def agree(self) -> Policy:
-        checks = (*self.input, *self.output)
-        if self.mode == "off" and checks:
-            raise ValueError("mode 'off' checks nothing: remove input and output, or the mode")
+        if self.mode == "off" and (self.input or self.output):
+            raise contradict("mode", value="off", fix="checks nothing: remove input and output")
         if self.mode != "off" and not self.output:
-            raise ValueError("nothing is checked before it leaves: add to output, or say mode: off")
-        asked = [c.detector for c in checks if c.grey is not None or c.detector == JUDGE]
-        if asked and self.judge is None:
-            raise ValueError(
-                f"check {asked[0]!r} asks a judge: name its model, judge: {{model: target}}"
+            fix = "nothing is checked before it leaves; add a check, or say mode: off"
+            raise contradict("output", value=[], fix=fix)
+        for side in ("input", "output"):
+            for i, check in enumerate(getattr(self, side)):
+                self.agree_check(check, side, i)
+        if self.on_error == "repair" and not self.repair:
+            raise contradict(
+                "on_error", value="repair", fix="repair is empty; name a step, or block"
             )
-        if any(check.detector == JUDGE for check in self.input):
-            raise ValueError("a judge reads answers: move it from input to output")
-        repairs = any("repair" in actions(check) for check in checks) or self.on_error == "repair"
-        if repairs and not self.repair:
-            raise ValueError("a check asks for repair but repair is empty: name a step, or block")
         return self
+
+    def agree_check(self, check: Check, *where: str | int) -> None:
+        asks = check.detector == JUDGE or check.grey is not None
+        if asks and self.judge is None:
+            fix = "asks a judge that names no model; add judge: {model: target}"
+            raise contradict(*where, "detector", value=check.detector, fix=fix)
+        if where[0] == "input" and asks:
+            fix = "a judge reads answers, not requests; move this check to output"
+            raise contradict(*where, "detector", value=check.detector, fix=fix)
+        if not self.repair and "repair" in actions(check):
+            fix = "repair is empty; name a step under repair, or block"
+            raise contradict(*where, "action", value="repair", fix=fix)
 
     @cached_property
     def steps(self) -> tuple[str, ...]:
@@ -338,18 +366,18 @@ FIXES = {
 
 def explain(error: Mapping[str, Any], layers: list[Layer]) -> str:
     """One line for one error: file, line, field, value, what is wrong and how to mend it."""
-    where: Where = error["loc"]
+    about = error.get("ctx", {})
+    where: Where = (*error["loc"], *about.get("where", ()))
     layer = max(layers, key=lambda candidate: candidate.depth(where))
-    line = layer.line(where)
-    place = f"{layer.path}:{line}" if line else str(layer.path)
-    value = "" if error["type"] == "missing" or not where else f" {error['input']!r}:"
+    value = about.get("value", error["input"])
+    shown = "" if error["type"] == "missing" else f" {value!r}:"
     message = FIXES.get(error["type"], error["msg"].removeprefix("Value error, "))
-    return f"{place}: {spell(where)}{value} {message}"
+    return f"{layer.path}:{layer.line(where) or 1}: {spell(where)}{shown} {message}"
 
 
 def spell(where: Where) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)
-    return f"{text.removeprefix('.')}:" if text else "policy:"
+    return f"{text.removeprefix('.')}:"
 
 
 def schema() -> dict[str, Any]:
