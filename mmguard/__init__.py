@@ -1,11 +1,13 @@
 """Safety middleware for multimodal language models: `wrap` one, and ask it anything.
 
-Nothing heavy is imported here; models, detectors and picture decoders load at first use.
+Nothing heavy is imported here; policies, models, detectors and picture decoders load at
+first use.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from mmguard.errors import MmguardError
 from mmguard.guard import guard
-from mmguard.policy import Policy, load_policy
 from mmguard.record import record
 from mmguard.types import (
     Coverage,
@@ -20,6 +22,9 @@ from mmguard.types import (
     Text,
 )
 from mmguard.wrap import Wrapped, wrap
+
+if TYPE_CHECKING:
+    from mmguard.policy import Policy, load_policy
 
 __version__ = "0.1.0"
 
@@ -42,3 +47,12 @@ __all__ = [
     "record",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # pydantic takes longer to import than all the rest of the core together.
+    if name in ("Policy", "load_policy"):
+        from mmguard import policy
+
+        return getattr(policy, name)
+    raise AttributeError(f"module 'mmguard' has no attribute {name!r}")

@@ -23,7 +23,7 @@ Score = Annotated[float, Field(ge=0, le=1)]
 class Manifest(BaseModel):
     """The fields of `detector.yaml`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     version: str

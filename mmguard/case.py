@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mmguard.asks import Flow, generate
-from mmguard.policy import Policy
 from mmguard.types import Action, AnyRequest, Call, Coverage, Finding, Guarded, Reply, Request
 from mmguard.verdict import strictest
+
+if TYPE_CHECKING:
+    from mmguard.policy import Policy
 
 
 @dataclass(slots=True)

@@ -17,7 +17,6 @@ A block is never an exception: it is a `Guarded` value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 
@@ -41,6 +40,8 @@ class UnknownName(MmguardError, LookupError):
     """A name that nothing is registered under."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        from difflib import get_close_matches
+
         self.kind, self.name, self.known = kind, name, sorted(known)
         close = get_close_matches(name, self.known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

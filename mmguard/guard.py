@@ -15,14 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mmguard import prompts, registry
 from mmguard.asks import Answer, Flow, Generate, Score, emit, generate, read, together
 from mmguard.case import Case
 from mmguard.errors import DetectorError
-from mmguard.policy import JUDGE, Check, Policy
-from mmguard.types import Action, Coverage, Finding, Guarded, Reply, Request, Sample
+from mmguard.types import JUDGE, Action, Coverage, Finding, Guarded, Reply, Request, Sample
 from mmguard.verdict import is_grey, strictest, weigh
+
+if TYPE_CHECKING:
+    from mmguard.policy import Check, Policy
 
 
 def guard(request: Request, policy: Policy, *, stream: bool = False) -> Flow[Guarded]:
@@ -122,33 +125,34 @@ def inspect(case: Case, stage: str, checks: Sequence[Check], sample: Sample) -> 
     """The strictest action that the checks ask for; those after the first block are moot."""
     if not checks:
         return "pass"
-    policy = case.policy
+    policy, weighed = case.policy, dict[int, Finding]()
 
     def blocks(i: int, answer: Answer) -> bool:
-        return weigh(policy, checks[i], answer).action == "block"
+        weighed[i] = weigh(policy, checks[i], answer, stage)
+        return weighed[i].action == "block"
 
     asks = tuple(question(policy, check, sample) for check in checks)
     answers = yield from together(asks, blocks)
-    findings = [weigh(policy, check, a) for check, a in zip(checks, answers, strict=False)]
+    findings = [
+        weighed[i] if i in weighed else weigh(policy, checks[i], found, stage)
+        for i, found in enumerate(answers[: len(checks)])
+    ]
     if len(findings) < len(checks) and not any(f.action == "block" for f in findings):
         lost = DetectorError("the driver brought no finding")
-        findings += [weigh(policy, check, lost) for check in checks[len(findings) :]]
+        findings += [weigh(policy, check, lost, stage) for check in checks[len(findings) :]]
     grey = [check for check, f in zip(checks, findings, strict=False) if is_grey(check, f)]
     if grey and strictest(f.action for f in findings) == "pass":
-        findings.append((yield from opine(policy, grey, sample)))
+        findings.append((yield from opine(case, stage, grey, sample)))
     note(case, stage, sample, findings)
     return strictest(f.action for f in findings)
 
 
-def opine(policy: Policy, grey: Sequence[Check], sample: Sample) -> Flow[Finding]:
+def opine(case: Case, stage: str, grey: Sequence[Check], sample: Sample) -> Flow[Finding]:
     """The judge's opinion, in the place of checks that could not decide."""
-    rule = Check(
-        detector=JUDGE,
-        strictness=policy.judge.strictness if policy.judge else 0.0,
-        action=strictest(check.action for check in grey),
-    )
-    answers = yield from together((question(policy, rule, sample),), lambda i, answer: True)
-    return weigh(policy, rule, answers[0])
+    rule = case.policy.second(strictest(check.action for check in grey))
+    asks = (question(case.policy, rule, sample),)
+    answers = yield from together(asks, lambda i, answer: True)
+    return weigh(case.policy, rule, answers[0], stage)
 
 
 def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
@@ -161,10 +165,12 @@ def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
 def note(case: Case, stage: str, sample: Sample, findings: Sequence[Finding]) -> None:
     """Keep the findings and what they looked at; passes in mid-stream leave no trace."""
     if stage != "stream" or any(f.action != "pass" for f in findings):
-        case.trail += [replace(finding, stage=stage) for finding in findings]
-    case.coverage = replace(
-        case.coverage,
-        images=max(case.coverage.images, *(f.images for f in findings)),
+        case.trail += findings
+    old = case.coverage
+    case.coverage = Coverage(
+        images=max(old.images, *[f.images for f in findings]),
+        images_total=old.images_total,
         chars=max(f.chars for f in findings),
         chars_total=sample.chars,
+        opaque=old.opaque,
     )

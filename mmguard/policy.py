@@ -28,13 +28,11 @@ from mmguard import prompts, registry
 from mmguard.bundles import data_folder, is_path
 from mmguard.errors import PolicyError, UnknownName
 from mmguard.source import Layer, Where, merge, read_layer
-from mmguard.types import Action
+from mmguard.types import JUDGE, Action
 
 Word = Literal["low", "medium", "high"]
 Thresholds = Mapping[str, Mapping[str, float]]
 
-# The name under which a model, asked the judge's question, counts as a detector.
-JUDGE = "judge"
 JUDGE_WORDS = {"low": 0.7, "medium": 0.5, "high": 0.3}
 
 
@@ -55,7 +53,7 @@ def contradict(*where: str | int, value: Any, fix: str) -> PydanticCustomError:
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Rule(Strict):
@@ -273,6 +271,11 @@ class Policy(Strict):
         """What a refused caller reads."""
         default = self.refusals.get("default", prompts.REFUSAL)
         return self.refusals.get(category, default)
+
+    def second(self, action: Action) -> Check:
+        """The judge's opinion as a check that leads to this action."""
+        strictness = self.judge.strictness if self.judge else 0.0
+        return Check(detector=JUDGE, strictness=strictness, action=action)
 
     def bind(self, thresholds: Thresholds) -> Policy:
         """This policy with every strictness a number, from each detector's own thresholds."""

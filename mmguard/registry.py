@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmguard.errors import MmguardError, UnknownName
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Kind = Literal["detectors", "kinds", "models", "steps"]
 
@@ -42,6 +44,9 @@ class PluginError(MmguardError):
 
 @cache
 def plugins(kind: Kind) -> dict[str, EntryPoint]:
+    # A sixth of the time of `import mmguard`, were it imported above.
+    from importlib.metadata import entry_points
+
     return {point.name: point for point in entry_points(group=f"mmguard.{kind}")}
 
 

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from mmguard.bundles import load_detector
 from mmguard.drive import AsyncPieces, Pieces
 from mmguard.errors import DetectorError, UnknownName
-from mmguard.policy import Policy
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
+
+if TYPE_CHECKING:
+    from mmguard.policy import Policy
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -245,6 +246,8 @@ def connect(
     Detectors not given are loaded by name. Raises `UnknownName` or `PolicyError` now
     rather than in the middle of a request.
     """
+    from mmguard.bundles import load_detector
+
     for name in policy.models:
         lookup("model", models, name)
     given = dict(detectors or {})

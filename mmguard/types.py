@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 Action = Literal["pass", "repair", "block"]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 SEVERITY: Mapping[Action, int] = {"pass": 0, "repair": 1, "block": 2}
+# The name under which a model, asked the judge's question, counts as a detector.
+JUDGE = "judge"
 
 # What shapes an answer but cannot carry its subject: all that an eyes-closed request keeps.
 SAMPLING = frozenset(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mmguard.asks import Answer
 from mmguard.errors import DetectorError
-from mmguard.policy import JUDGE, Check, Policy
-from mmguard.types import SEVERITY, Action, Finding, Reply
+from mmguard.types import JUDGE, SEVERITY, Action, Finding, Reply
+
+if TYPE_CHECKING:
+    from mmguard.policy import Check, Policy
 
 YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 
@@ -22,12 +25,13 @@ def strictest(actions: Iterable[Action]) -> Action:
     return max(actions, key=SEVERITY.__getitem__, default="pass")
 
 
-def weigh(policy: Policy, check: Check, answer: Answer) -> Finding:
+def weigh(policy: Policy, check: Check, answer: Answer, stage: str) -> Finding:
     """The answer as a finding with its threshold and the action it leads to."""
     finding = read_answer(check, answer)
     if finding.error or not 0 <= finding.score <= 1:
-        return fail(policy, check, finding)
-    return replace(finding, threshold=check.threshold, action=decide(check, finding))
+        return fail(policy, check, finding, stage)
+    action = decide(check, finding)
+    return replace(finding, stage=stage, threshold=check.threshold, action=action)
 
 
 def read_answer(check: Check, answer: Answer) -> Finding:
@@ -42,10 +46,10 @@ def read_answer(check: Check, answer: Answer) -> Finding:
     return Finding(check.detector, 1.0, error=error)
 
 
-def fail(policy: Policy, check: Check, finding: Finding) -> Finding:
-    error = finding.error or f"score {finding.score} is not from 0 to 1"
+def fail(policy: Policy, check: Check, finding: Finding, stage: str) -> Finding:
+    error = (finding.error or f"score {finding.score} is not from 0 to 1")[:300]
     action = check.on_error or policy.on_error
-    return Finding(check.detector, 1.0, "error", error=error[:300], action=action, ms=finding.ms)
+    return Finding(check.detector, 1.0, "error", error=error, stage=stage, action=action)
 
 
 def decide(check: Check, finding: Finding) -> Action:

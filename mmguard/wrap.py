@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmguard import drive
 from mmguard.errors import BatchError, InputError
 from mmguard.guard import guard
 from mmguard.messages import parse
-from mmguard.policy import Policy, load_policy
 from mmguard.runtime import Concurrent, connect
 from mmguard.types import Detector, Guarded, Model, Request
 
-PolicySource = str | Path | Mapping[str, Any] | Policy
+if TYPE_CHECKING:
+    from mmguard.policy import Policy
+
+    PolicySource: TypeAlias = str | Path | Mapping[str, Any] | Policy
 
 
 def wrap(
@@ -54,6 +56,8 @@ class Wrapped:
         detectors: Mapping[str, Detector] | None = None,
         timeout: float | None = None,
     ) -> None:
+        from mmguard.policy import load_policy
+
         named = {**(models or {}), "target": model}
         self.policy, self.runtime = connect(load_policy(policy), named, detectors, timeout=timeout)
         self.model = model

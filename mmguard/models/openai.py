@@ -1,0 +1,189 @@
+"""Any OpenAI-compatible chat server as a model, over httpx.
+
+Speaks `POST {url}/chat/completions`, whole or as server-sent events. Fields that mmguard
+does not know travel both ways; an upstream error keeps its status and body.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from mmguard.errors import MissingExtra, ModelError
+from mmguard.types import AnyRequest, Image, Message, Reply, Text, TextMessage, Usage
+
+
+class OpenAIModel:
+    """A model behind `url` (up to and with `/v1`).
+
+    `transport` and `atransport` replace httpx's own, in tests. Raises `ModelError` with the
+    server's `status` and `body` when it refuses or breaks off.
+    """
+
+    def __init__(self, url: str, model: str, *, key: str = "", **http: Any) -> None:
+        try:
+            import httpx
+        except ImportError as exc:
+            raise MissingExtra("httpx", "server", "an OpenAI-compatible model") from exc
+        self.name, self.httpx = model, httpx
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        transport, atransport = http.pop("transport", None), http.pop("atransport", None)
+        shared = {"base_url": url, "headers": headers, "timeout": 120, **http}
+        self.client = httpx.Client(transport=transport, **shared)
+        self.aclient = httpx.AsyncClient(transport=atransport, **shared)
+
+    def body(self, request: AnyRequest, *, stream: bool = False) -> dict[str, Any]:
+        messages = [write_message(message) for message in request.messages]
+        body = {"model": self.name, **request.options, "messages": messages}
+        if stream:
+            options = {"include_usage": True, **body.get("stream_options", {})}
+            body |= {"stream": True, "stream_options": options}
+        return body
+
+    def generate(self, requests: Sequence[AnyRequest]) -> list[Reply]:
+        if len(requests) == 1:
+            return [self.answer(requests[0])]
+        with ThreadPoolExecutor(min(len(requests), 16)) as pool:
+            return list(pool.map(self.answer, requests))
+
+    def answer(self, request: AnyRequest) -> Reply:
+        with self.reported():
+            response = self.client.post("chat/completions", json=self.body(request))
+        return read_reply(response.status_code, response.content)
+
+    async def agenerate(self, request: AnyRequest) -> Reply:
+        with self.reported():
+            response = await self.aclient.post("chat/completions", json=self.body(request))
+        return read_reply(response.status_code, response.content)
+
+    def stream(self, request: AnyRequest) -> Generator[str | Reply, None, None]:
+        events = Events()
+        body = self.body(request, stream=True)
+        with self.reported(), self.client.stream("POST", "chat/completions", json=body) as response:
+            if response.status_code != 200:
+                raise refused(response.status_code, response.read())
+            for data in response.iter_bytes():
+                yield from events.feed(data)
+            yield events.close()
+
+    async def astream(self, request: AnyRequest) -> AsyncGenerator[str | Reply, None]:
+        events = Events()
+        body = self.body(request, stream=True)
+        with self.reported():
+            async with self.aclient.stream("POST", "chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    raise refused(response.status_code, await response.aread())
+                async for data in response.aiter_bytes():
+                    for piece in events.feed(data):
+                        yield piece
+                yield events.close()
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        try:
+            yield
+        except self.httpx.HTTPError as exc:
+            raise ModelError(f"model {self.name!r} cannot be reached: {exc!r}") from exc
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class Events:
+    """Server-sent events (WHATWG HTML, 9.2) of one completion, fed bytes as they come."""
+
+    def __init__(self) -> None:
+        self.rest, self.pieces = b"", list[str]()
+        self.finish, self.usage, self.done = "", Usage(), False
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """The text in every line that these bytes complete."""
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield from self.take(line[5:].strip())
+
+    def take(self, data: bytes) -> Iterator[str]:
+        if data == b"[DONE]":
+            self.done = True
+            return
+        event = load(data)
+        if "error" in event:
+            raise ModelError(f"the stream broke off: {event['error']}", body=data)
+        self.usage = read_usage(event) if event.get("usage") else self.usage
+        for choice in event.get("choices", [])[:1]:
+            self.finish = choice.get("finish_reason") or self.finish
+            if text := choice.get("delta", {}).get("content"):
+                self.pieces.append(text)
+                yield text
+
+    def close(self) -> Reply:
+        """The whole reply; `ModelError` if the stream ended before it did."""
+        if not self.done and not self.finish:
+            raise ModelError("the stream ended before its answer did")
+        return Reply("".join(self.pieces), self.finish or "stop", self.usage)
+
+
+def write_message(message: Message | TextMessage) -> dict[str, Any]:
+    """A message in OpenAI's form; one of plain words keeps its plain form."""
+    extra = message.extra if isinstance(message, Message) else {}
+    words = [part.text for part in message.parts if isinstance(part, Text)]
+    if len(words) == len(message.parts) <= 1:
+        return {"role": message.role, "content": words[0] if words else None, **extra}
+    return {"role": message.role, "content": [write_part(p) for p in message.parts], **extra}
+
+
+def write_part(part: Any) -> Any:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, Image):
+        uri = f"data:{part.mime};base64,{base64.b64encode(part.data).decode()}"
+        return {"type": "image_url", "image_url": {"url": uri, **part.extra}}
+    return part.raw
+
+
+def load(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as exc:
+        raise ModelError(f"the server sent no JSON: {data[:80]!r}", body=data) from exc
+    if not isinstance(value, dict):
+        raise ModelError(f"the server sent {type(value).__name__}, not an object", body=data)
+    return value
+
+
+def refused(status: int, body: bytes) -> ModelError:
+    return ModelError(f"the server answered {status}: {body[:200]!r}", status=status, body=body)
+
+
+def read_reply(status: int, data: bytes) -> Reply:
+    """The first choice of a completion; the whole body stays in `raw`."""
+    if status != 200:
+        raise refused(status, data)
+    body = load(data)
+    try:
+        choice = body["choices"][0]
+        text = choice["message"].get("content") or ""
+    except (KeyError, IndexError, TypeError, AttributeError) as exc:
+        raise ModelError(
+            "the server's completion has no message", status=status, body=data
+        ) from exc
+    finish = choice.get("finish_reason") or "stop"
+    return Reply(text, finish, read_usage(body), read_first(choice), raw=body)
+
+
+def read_usage(body: Mapping[str, Any]) -> Usage:
+    usage = body.get("usage") or {}
+    return Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+
+
+def read_first(choice: Mapping[str, Any]) -> dict[str, float]:
+    """Probabilities of the first token, where the server was asked for logprobs and gave them."""
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    top = tokens[0].get("top_logprobs", []) if tokens else []
+    return {entry["token"]: math.exp(entry["logprob"]) for entry in top}
