@@ -26,7 +26,7 @@ MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # What PNG stores without loss; any other mode becomes a TIFF, which stores the rest.
-PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 
 Fetch = Callable[[str], bytes]
 

@@ -99,3 +99,9 @@ def result(row: Row | InputError, found: Finding | Exception) -> Row:
         }
     error = found.error or f"score {found.score}" if isinstance(found, Finding) else str(found)
     return {"id": given, "score": None, "label": None, "categories": {}, "error": error}
+
+
+def count_rows(path: Path) -> int:
+    """How many rows `read_rows` will give."""
+    with open_text(path) as lines:
+        return sum(1 for line in lines if line.strip())

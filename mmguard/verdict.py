@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from mmguard.asks import Answer
@@ -28,10 +29,14 @@ def strictest(actions: Iterable[Action]) -> Action:
 def weigh(policy: Policy, check: Check, answer: Answer, stage: str) -> Finding:
     """The answer as a finding with its threshold and the action it leads to."""
     finding = read_answer(check, answer)
-    if finding.error or not 0 <= finding.score <= 1:
+    if finding.error or not is_probability(finding.score):
         return fail(policy, check, finding, stage)
     action = decide(check, finding)
     return replace(finding, stage=stage, threshold=check.threshold, action=action)
+
+
+def is_probability(score: object) -> bool:
+    return isinstance(score, Real) and 0 <= float(score) <= 1
 
 
 def read_answer(check: Check, answer: Answer) -> Finding:
