@@ -1,0 +1,5 @@
+"""`python -m mmguard`."""
+
+from mmguard.cli import main
+
+main()
