@@ -115,7 +115,7 @@ def test_chat(
 def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "balanced" in call(capsys, monkeypatch, "policies")[0]
     listed = json.loads(call(capsys, monkeypatch, "policies", "--json")[0])
-    assert [entry["name"] for entry in listed][0] == "audit"
+    assert next(entry["name"] for entry in listed) == "audit"
     shown = yaml.safe_load(call(capsys, monkeypatch, "policies", "show", "strict")[0])
     assert load_policy(shown) == load_policy("strict")
     told = json.loads(call(capsys, monkeypatch, "policies", "show", "off", "--json")[0])
