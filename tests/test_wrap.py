@@ -100,7 +100,8 @@ class Pipe:
 
     def __init__(self) -> None:
         quiet = ScriptedDetector(lambda s: Finding("harm", 0.0), name="harm")
-        self.wrapped = wrap(ScriptedModel(echo), policy=POLICY, detectors={"harm": quiet})
+        self.model = ScriptedModel(echo)
+        self.wrapped = wrap(self.model, policy=POLICY, detectors={"harm": quiet})
 
     def __call__(self, *args: Any, **how: Any) -> Any:
         return self.wrapped(*args, **how)
@@ -115,8 +116,8 @@ def test_pipeline_with_messages() -> None:
     assert isinstance(row["guarded"], Guarded)
     (row,) = pipe(MESSAGES, return_full_text=False)
     assert row["generated_text"] == "? [1 pictures]"
-    assert pipe.wrapped.model.seen[0].options == {"max_new_tokens": 20}
-    assert pipe.wrapped.model.seen[1].options == {"max_new_tokens": 256}
+    assert pipe.model.seen[0].options == {"max_new_tokens": 20}
+    assert pipe.model.seen[1].options == {"max_new_tokens": 256}
 
 
 def test_pipeline_with_batches_of_messages() -> None:
