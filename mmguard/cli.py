@@ -183,7 +183,7 @@ def check(
 ) -> None:
     """Score a request, an answer, or every row of a file."""
     found = load_detector(detector)
-    threshold = measure(found, strictness)
+    threshold = threshold_of(found, strictness)
     if file is None:
         if prompt is None and response is None:
             raise InputError("nothing to score: give a FILE, --prompt or --response")
@@ -195,7 +195,7 @@ def check(
         report_file(found, file, scores, threshold, as_json)
 
 
-def measure(detector: Detector, strictness: str) -> float:
+def threshold_of(detector: Detector, strictness: str) -> float:
     if strictness in detector.thresholds:
         return detector.thresholds[strictness]
     try:
@@ -318,6 +318,17 @@ def linear(
         show(result)
     else:
         out.print(f"wrote {escape(str(to))}", soft_wrap=True)
+
+
+@train.command()
+def measure(
+    detector: Annotated[str, typer.Argument(help="Name or folder.")],
+    dev: Annotated[Path, typer.Option(help="Labelled JSONL rows.")],
+) -> None:
+    """Measure a detector on labelled rows: the figures of an eval.json."""
+    from mmguard.train.measure import load_rows, measure as figures
+
+    typer.echo(json.dumps(figures(load_detector(detector), load_rows(dev)), indent=2))
 
 
 @bench.command()

@@ -9,12 +9,15 @@ import base64
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmguard.media import load_image
 from mmguard.pictures import DemoCase, cases
 from mmguard.types import Finding, Guarded, Model
-from mmguard.wrap import PolicySource, Wrapped
+from mmguard.wrap import Wrapped
+
+if TYPE_CHECKING:
+    from mmguard.wrap import PolicySource
 
 TOKENS = 120
 

@@ -11,7 +11,7 @@ import io
 import re
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +117,10 @@ def answer_fields(answer: str) -> list[Hashes]:
 class LinearDetector:
     """Two heads: p(answer is harmful | request, answer), and p(request is harmful)."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.name, self.thresholds = bundle.name, bundle.thresholds
-        heads = read_heads(bundle)
+    def __init__(
+        self, name: str, thresholds: Mapping[str, float], heads: Mapping[str, Head]
+    ) -> None:
+        self.name, self.thresholds = name, thresholds
         self.answer, self.request = heads["answer"], heads["request"]
 
     def score(self, samples: Sequence[Sample]) -> list[Finding]:
@@ -160,4 +161,5 @@ def read_head(stored: Any, name: str) -> Head:
 
 
 def load(bundle: Bundle) -> LinearDetector:
-    return LinearDetector(bundle)
+    """The detector of a bundle that `mmguard train linear` wrote."""
+    return LinearDetector(bundle.name, bundle.thresholds, read_heads(bundle))

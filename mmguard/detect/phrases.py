@@ -65,7 +65,9 @@ def normalise(text: str) -> str:
 def compile_phrases(phrases: Sequence[str]) -> re.Pattern[str]:
     """One pattern for them all, at word boundaries."""
     gap = r"(?:\S+ ){0,2}\S+"
-    parts = [gap.join(re.escape(piece) for piece in normalise(phrase).split("*")) for phrase in phrases]
+    parts = [
+        gap.join(re.escape(piece) for piece in normalise(phrase).split("*")) for phrase in phrases
+    ]
     return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +22,24 @@ from mmguard.detect.linear import (
     BITS,
     WINDOW,
     Head,
+    LinearDetector,
     answer_fields,
     clean,
     request_fields,
-    windows,
 )
 from mmguard.errors import InputError, MissingExtra
-from mmguard.rows import read_rows
+from mmguard.train.card import describe
+from mmguard.train.measure import Row, alarms, choose, load_rows, measure, scores
 
 if TYPE_CHECKING:
     from mmguard.detect.linear import Hashes
 
-Row = Mapping[str, Any]
 NAME = "response-harm-linear"
 # A source's say in the fit: chit-chat is another domain, bare toxic texts are no pairs, and
 # harmless instructions are what most traffic looks like.
 SOURCES = {"diasafety_train": 0.5, "benign_instruct": 16.0, "aux": 0.2}
 STRENGTH = {"answer": 1.0, "request": 4.0}
 FOLDS = 5
-# The share of harmless dev rows that each word may flag; `medium` is the best F1.
-FALSE_ALARMS = {"low": 0.01, "high": 0.1}
 
 
 @dataclass(frozen=True)
@@ -62,25 +60,12 @@ def train_linear(data: Sequence[Path], dev: Path, out: Path, *, seed: int = 0) -
     rows = [row for path in data for row in load_rows(path)]
     held = load_rows(dev)
     heads = {name: fit(make_task(name, rows), name, seed) for name in ("answer", "request")}
-    result = measure(heads, held)
+    thresholds = choose(*scores(LinearDetector(NAME, {}, heads), held, "answer"))
+    heads["request"] = align(heads, held, thresholds)
+    result = measure(LinearDetector(NAME, thresholds, heads), held)
     result["data"] = {path.name: digest(path.read_bytes()) for path in (*data, dev)}
     write_bundle(out, heads, result)
     return result
-
-
-def load_rows(path: Path) -> list[Row]:
-    rows = []
-    for number, row in enumerate(read_rows(path), 1):
-        if isinstance(row, InputError):
-            raise row
-        for name in ("prompt_harm", "response_harm"):
-            if row.get(name) not in (None, 0, 1):
-                raise InputError(f"{path}:{number}: {name} is {row[name]!r}, not 0, 1 or null")
-        for name in ("prompt", "response"):
-            if not isinstance(row.get(name), str | None):
-                raise InputError(f"{path}:{number}: {name} must be a string or null")
-        rows.append(row)
-    return rows
 
 
 def make_task(head: str, rows: Sequence[Row]) -> Task:
@@ -153,104 +138,23 @@ def fit(task: Task, name: str, seed: int) -> Head:
     )
 
 
-# -- measuring ----------------------------------------------------------------
+def align(heads: Mapping[str, Head], held: Sequence[Row], words: Mapping[str, float]) -> Head:
+    """The request head, rescaled so that a word's threshold has one meaning on both sides.
+
+    Its logits at the false-alarm shares of `low` and `high` are moved onto those thresholds.
+    """
+    found, labels = scores(LinearDetector(NAME, {}, heads), held, "request")
+    ends = alarms(found, labels)
+    here = [logit(ends[word]) for word in ("low", "high")]
+    there = [logit(words[word]) for word in ("low", "high")]
+    slope = (there[0] - there[1]) / max(1e-3, here[0] - here[1])
+    head = heads["request"]
+    return replace(head, scale=head.scale * slope, shift=slope * (head.shift - here[1]) + there[1])
 
 
-def predict(head: Head, name: str, row: Row) -> float:
-    """The score that the detector gives this row, windows and all."""
-    asked = clean(row.get("prompt") or "")
-    if name == "request":
-        return max(head.score(request_fields(piece)) for piece in windows(asked))
-    before = request_fields(asked[-WINDOW:])
-    pieces = windows(clean(row["response"]))
-    return max(head.score([*before, *answer_fields(piece)]) for piece in pieces)
-
-
-def measure(heads: Mapping[str, Head], dev: Sequence[Row]) -> dict[str, Any]:
-    """Figures on dev for each head, and thresholds from the answer head."""
-    result: dict[str, Any] = {}
-    for name, label, text in (
-        ("answer", "response_harm", "response"),
-        ("request", "prompt_harm", "prompt"),
-    ):
-        kept = [row for row in dev if row.get(label) is not None and row.get(text)]
-        labels = np.array([row[label] for row in kept], dtype=int)
-        scores = np.array([predict(heads[name], name, row) for row in kept])
-        if len(set(labels.tolist())) < 2:
-            raise InputError(f"the dev rows have not both values of {label}: nothing to measure")
-        if name == "answer":
-            result["thresholds"] = choose(scores, labels)
-        result[name] = figures(scores, labels, result["thresholds"])
-        result[name]["sources"] = by_source(kept, scores, labels, result["thresholds"]["medium"])
-    return result
-
-
-def choose(scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Thresholds: `low` and `high` by their false alarms, `medium` where F1 is best."""
-    harmless = np.sort(scores[labels == 0])
-    found = {}
-    for word, share in FALSE_ALARMS.items():
-        found[word] = float(
-            harmless[min(len(harmless) - 1, int(np.ceil(len(harmless) * (1 - share))))]
-        )
-    grid = np.unique(np.round(scores, 3))
-    found["medium"] = float(max(grid, key=lambda t: (f1(scores, labels, t), t)))
-    ordered = sorted(found.values(), reverse=True)
-    return {word: round(t, 3) for word, t in zip(("low", "medium", "high"), ordered, strict=True)}
-
-
-def f1(scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], threshold: float) -> float:
-    flagged = scores >= threshold
-    hits = float((flagged & (labels == 1)).sum())
-    return 2 * hits / max(1.0, float(flagged.sum() + labels.sum()))
-
-
-def figures(
-    scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], thresholds: Mapping[str, float]
-) -> dict[str, Any]:
-    """AUROC, calibration error, and F1, recall and false alarms at each threshold."""
-    from sklearn.metrics import roc_auc_score
-
-    found: dict[str, Any] = {"rows": len(labels), "harmful": int(labels.sum())}
-    found["auroc"] = round(float(roc_auc_score(labels, scores)), 4)
-    found["ece"] = round(calibration(scores, labels), 4)
-    for word, threshold in thresholds.items():
-        flagged = scores >= threshold
-        found[word] = {
-            "f1": round(f1(scores, labels, threshold), 4),
-            "recall": round(float(flagged[labels == 1].mean()), 4),
-            "false_alarms": round(float(flagged[labels == 0].mean()), 4),
-        }
-    return found
-
-
-def calibration(
-    scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bins: int = 15
-) -> float:
-    """Expected calibration error over equal bins of score (Guo et al., arXiv 1706.04599)."""
-    places = np.minimum((scores * bins).astype(int), bins - 1)
-    gaps = [abs(float(scores[places == i].sum() - labels[places == i].sum())) for i in range(bins)]
-    return sum(gaps) / len(labels)
-
-
-def by_source(
-    rows: Sequence[Row],
-    scores: np.ndarray[Any, Any],
-    labels: np.ndarray[Any, Any],
-    threshold: float,
-) -> dict[str, Any]:
-    names = np.array([str(row.get("source", "")) for row in rows])
-    found = {}
-    for name in sorted(set(names.tolist())):
-        mine = names == name
-        flagged = float((scores[mine] >= threshold).mean())
-        found[name] = {
-            "rows": int(mine.sum()),
-            "harmful": int(labels[mine].sum()),
-            "flagged": round(flagged, 4),
-            "f1": round(f1(scores[mine], labels[mine], threshold), 4),
-        }
-    return found
+def logit(share: float) -> float:
+    kept = min(max(share, 1e-12), 1 - 1e-12)
+    return float(np.log(kept / (1 - kept)))
 
 
 # -- writing ------------------------------------------------------------------
@@ -294,4 +198,5 @@ def write_bundle(out: Path, heads: Mapping[str, Head], result: Mapping[str, Any]
     (out / "weights.npz").write_bytes(weights)
     text = yaml.safe_dump(manifest.model_dump(), sort_keys=False)
     (out / "detector.yaml").write_text(text, encoding="utf-8")
+    (out / "CARD.md").write_text(describe(NAME, result), encoding="utf-8")
     (out / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
