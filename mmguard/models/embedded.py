@@ -107,6 +107,9 @@ def load_words(cache: Path, threads: int) -> HFModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as exc:
         raise MissingExtra("transformers", "demo", "the embedded model") from exc
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     torch.set_num_threads(threads)
     folder = cache / f"smollm2-{SHA256[:12]}"
     for retry in (False, True):

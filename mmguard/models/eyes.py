@@ -30,13 +30,10 @@ class Sight:
     shown: tuple[tuple[str, float], ...]
 
     def describe(self) -> str:
-        """The picture's part of a prompt."""
-        lines = ", ".join(f'"{text}" ({share:.0%} sure)' for text, share in self.written)
-        things = ", ".join(f"{name} ({share:.0%} sure)" for name, share in self.shown)
-        return (
-            f"[A picture. What is written in it: {lines or 'nothing'}."
-            f" What it shows: {things or 'nothing known'}.]"
-        )
+        """The picture's part of a prompt. So small a model is led astray by longer words."""
+        lines = [f'"{text}" ({share:.2f})' for text, share in self.written]
+        things = [f"a {name} ({share:.2f})" for name, share in self.shown]
+        return f"Picture: {', '.join([*lines, *things]) or 'nothing known'}"
 
 
 def missing(exc: ImportError) -> ModelError:
