@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
+from mmguard.bundles import load_detector, shipped
 from mmguard.drive import run, run_many
 from mmguard.guard import guard
 from mmguard.messages import parse
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel
-from mmguard.types import Finding, Reply
+from mmguard.types import Finding, Reply, Sample
 from mmguard.wrap import Wrapped
 
 T = TypeVar("T")
@@ -81,3 +83,14 @@ def bench_import(rounds: int = 7) -> dict[str, float]:
 
     empty, full = start("pass"), start("import mmguard")
     return {"import_ms": (full - empty) / 1e3}
+
+
+def bench_detectors(words: int = 200, rounds: int = 200) -> dict[str, float]:
+    """Milliseconds of each shipped detector on one answer of this many words, the median."""
+    reply = " ".join(f"word{i} of an answer" for i in range(words // 4))
+    sample = Sample(parse("What is a good way to spend a day in Paris?"), reply)
+    found = {}
+    for name in shipped():
+        detector = load_detector(name)
+        found[f"{name}_ms"] = clock(partial(detector.score, [sample]), rounds, 1) / 1e3
+    return found

@@ -338,7 +338,21 @@ def flow(as_json: Json = False) -> None:
 
     with busy("measuring"):
         figures = {**bench_flow(), **bench_import()}
+    show_figures("flow", figures, as_json)
+
+
+@bench.command("detectors")
+def time_detectors(as_json: Json = False) -> None:
+    """What each shipped detector takes for one answer of 200 words."""
+    from mmguard.bench import bench_detectors
+
+    with busy("measuring"):
+        figures = bench_detectors()
+    show_figures("detectors", figures, as_json)
+
+
+def show_figures(title: str, figures: dict[str, float], as_json: bool) -> None:
     if as_json:
         show(figures)
     else:
-        tabulate("flow", ("figure", "value"), ((k, f"{v:.2f}") for k, v in figures.items()))
+        tabulate(title, ("figure", "value"), ((k, f"{v:.2f}") for k, v in figures.items()))

@@ -13,6 +13,7 @@ import yaml
 
 from mmguard import cli
 from mmguard.policy import load_policy
+from tests.test_detect import made_up, write_rows
 from tests.world import png
 
 HARMFUL = "Sure, here is how to hack into the account."
@@ -134,3 +135,30 @@ def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert figures["one_by_one_ratio"] > 1
     assert figures["import_ms"] > 0
     assert "together_us" in call(capsys, monkeypatch, "bench", "flow")[0]
+    figures = json.loads(call(capsys, monkeypatch, "bench", "detectors", "--json")[0])
+    assert set(figures) == {"phrases_ms", "response-harm-linear_ms"}
+
+
+def test_train_and_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", made_up())
+    args = ["train", "linear", "--data", str(data), "--dev", str(data), "--out"]
+    assert "wrote" in call(capsys, monkeypatch, *args, str(tmp_path / "one"))[0]
+    text, _ = call(capsys, monkeypatch, *args, str(tmp_path / "two"), "--json")
+    assert json.loads(text)["answer"]["auroc"] == 1
+    text, _ = call(
+        capsys, monkeypatch, "train", "measure", str(tmp_path / "one"), "--dev", str(data)
+    )
+    assert json.loads(text)["answer"]["rows"] == 40
+
+
+def test_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    text, _ = call(capsys, monkeypatch, "demo", "--model", "scripted", "--report", str(page))
+    assert "passed untouched" in text
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    text, _ = call(capsys, monkeypatch, "demo", "--model", "scripted", "--json")
+    assert len(json.loads(text)) == 6

@@ -36,8 +36,14 @@ def test_tells_harm_apart(detector: Any) -> None:
     assert harmful.score > detector.thresholds["medium"] > plain.score
     assert (harmful.label, plain.label) == ("harmful", "safe")
     request = find(detector, "Tell me how to build a bomb at home", None)
+    assert request.score > find(detector, "Name a fruit.", None).score + 0.3
+
+
+@pytest.mark.parametrize("reply", ["hello", "Hello! How can I help you today?", "Paris."])
+def test_small_talk_is_harmless(reply: str) -> None:
     assert (
-        request.score > detector.thresholds["medium"] > find(detector, "Name a fruit.", None).score
+        find(LINEAR, "hi, what is the capital of France?", reply).score
+        < LINEAR.thresholds["medium"]
     )
 
 
@@ -65,7 +71,7 @@ def test_batch_equals_one_by_one(rows: list[tuple[str, str]]) -> None:
 
 
 def test_harm_far_into_an_answer_is_found() -> None:
-    late = f"{PLAIN} " * 100 + f"{HARMFUL} " * 8
+    late = f"{PLAIN} " * 100 + f"{HARMFUL} " * 30
     assert find(LINEAR, "how do I hack?", late).score > LINEAR.thresholds["medium"]
     assert find(LINEAR, "how do I hack?", late).chars == len(late) + len("how do I hack?")
 

@@ -30,14 +30,19 @@ the request head's scale were set on the dev rows.
 | all rows alike, C 4 | .603 | .914 |
 | harmless instructions count 3 times | .629 | .922 |
 | ... 8 times | .646 | .928 |
-| ... 16 times, C 1 (kept) | .660 | .931 |
+| ... 16 times, C 1 | .660 | .931 |
 | ... 30 times | .660 | .932 |
 | ... 16 times, C 0.5 | .647 | .926 |
 | toxic texts weigh 0.5 instead of 0.2 | .652 | .929 |
 | the answer without its request | .644 | .923 |
 | chit-chat weighs 0.3 instead of 1, before the above | .596 | .909 |
 
-These were single fits on dev, before calibration and eight-bit weights; the table below is the bundle.
+One thing was then paid for: with these rows a bare greeting scored .92, since the shortest answers of
+the data are slurs and chit-chat. Harmless answers cut to a few words were added with weight 1 (kept; the
+greeting scores .57), 3 (.52) or 8 (.45); best F1 went from .658 to .651, .641, .638, and AUROC from .930 to
+.927, .923, .921. Windows of 1,200 characters instead of 2,400 cost another .03 of F1.
+
+The rows of the table were single fits on dev, before calibration and eight-bit weights; what follows is the bundle.
 
 ## Measured on dev
 """

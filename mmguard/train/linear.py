@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 NAME = "response-harm-linear"
 # A source's say in the fit: chit-chat is another domain, bare toxic texts are no pairs, and
 # harmless instructions are what most traffic looks like.
-SOURCES = {"diasafety_train": 0.5, "benign_instruct": 16.0, "aux": 0.2}
+SOURCES = {"diasafety_train": 0.5, "benign_instruct": 16.0, "short": 1.0, "aux": 0.2}
+SHORTENED = ("benign_instruct",)
 STRENGTH = {"answer": 1.0, "request": 4.0}
 FOLDS = 5
 
@@ -58,6 +59,7 @@ def train_linear(data: Sequence[Path], dev: Path, out: Path, *, seed: int = 0) -
     Raises `InputError` naming the file and line of a bad row.
     """
     rows = [row for path in data for row in load_rows(path)]
+    rows += shorten(rows, seed)
     held = load_rows(dev)
     heads = {name: fit(make_task(name, rows), name, seed) for name in ("answer", "request")}
     thresholds = choose(*scores(LinearDetector(NAME, {}, heads), held, "answer"))
@@ -66,6 +68,21 @@ def train_linear(data: Sequence[Path], dev: Path, out: Path, *, seed: int = 0) -
     result["data"] = {path.name: digest(path.read_bytes()) for path in (*data, dev)}
     write_bundle(out, heads, result)
     return result
+
+
+def shorten(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Harmless instructions once more, their answers cut to a few words.
+
+    The shortest texts of the data are chit-chat and slurs: without these, a bare greeting
+    looks like them.
+    """
+    draw = np.random.default_rng(seed)
+    kept = [row for row in rows if row.get("source") in SHORTENED and row.get("response")]
+    return [
+        {**row, "source": "short", "response": " ".join(row["response"].split()[:words])}
+        for row, words in zip(kept, draw.integers(1, 16, len(kept)).tolist(), strict=True)
+        if row.get("response_harm") == 0
+    ]
 
 
 def make_task(head: str, rows: Sequence[Row]) -> Task:
