@@ -17,7 +17,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 from mmguard import rows
@@ -310,10 +310,11 @@ def linear(
     as_json: Json = False,
 ) -> None:
     """Train the linear harm detector: from data to a bundle in one command."""
-    from mmguard.train.linear import train_linear
+    from mmguard.train.linear import FITS, train_linear
 
-    with busy("training"):
-        result = train_linear(data, dev, to, seed=seed)
+    with Progress(console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task("training", total=FITS)
+        result = train_linear(data, dev, to, seed=seed, tick=lambda: progress.advance(task))
     if as_json:
         show(result)
     else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from examples import own_detector, quickstart
+from mmguard.bundles import load_bundle, shipped
 from mmguard.models.hf import HFModel
 from tests.tiny import build
 from tests.world import png
@@ -57,3 +59,17 @@ def test_readme_names_real_commands() -> None:
     known |= {group.name for group in app.registered_groups if group.name}
     assert set(COMMANDS) <= known
     assert COMMANDS
+
+
+def test_readme_tells_the_measured_figures() -> None:
+    for name in shipped():
+        assert figures_row(name) in README, f"the README should say: {figures_row(name)}"
+
+
+def figures_row(name: str) -> str:
+    bundle = load_bundle(name)
+    found = json.loads((bundle.folder / "eval.json").read_text(encoding="utf-8"))["answer"]
+    at = found["medium"]
+    figures = [at["f1"], at["recall"], at["false_alarms"], found["auroc"]]
+    cells = [f"`{name}`", bundle.manifest.description, *(f"{figure:.3f}" for figure in figures)]
+    return f"| {' | '.join(cells)} |"

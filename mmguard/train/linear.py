@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ SOURCES = {"diasafety_train": 0.5, "benign_instruct": 16.0, "short": 1.0, "aux":
 SHORTENED = ("benign_instruct",)
 STRENGTH = {"answer": 1.0, "request": 4.0}
 FOLDS = 5
+FITS = 2 * (FOLDS + 1)
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,24 @@ class Task:
     weights: np.ndarray[Any, Any]
 
 
-def train_linear(data: Sequence[Path], dev: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
+def train_linear(
+    data: Sequence[Path],
+    dev: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Train both heads on `data`, measure on `dev`, write the bundle; returns its `eval.json`.
 
     Rows have `prompt, response, prompt_harm, response_harm, source`; a label may be null.
-    Raises `InputError` naming the file and line of a bad row.
+    `tick` is called after each of the `FITS`. Raises `InputError` naming the file and line of
+    a bad row.
     """
     rows = [row for path in data for row in load_rows(path)]
     rows += shorten(rows, seed)
     held = load_rows(dev)
-    heads = {name: fit(make_task(name, rows), name, seed) for name in ("answer", "request")}
+    heads = {name: fit(make_task(name, rows), name, seed, tick) for name in ("answer", "request")}
     thresholds = choose(*scores(LinearDetector(NAME, {}, heads), held, "answer"))
     heads["request"] = align(heads, held, thresholds)
     result = measure(LinearDetector(NAME, thresholds, heads), held)
@@ -127,7 +136,7 @@ def weigh(head: str, rows: Sequence[Row], labels: np.ndarray[Any, Any]) -> np.nd
     return np.array([SOURCES.get(key, 1.0) for key in keys])
 
 
-def fit(task: Task, name: str, seed: int) -> Head:
+def fit(task: Task, name: str, seed: int, tick: Callable[[], object]) -> Head:
     """The head, its logit scaled on rows that it had not seen (Platt's method)."""
     try:
         from sklearn.linear_model import LogisticRegression
@@ -137,7 +146,9 @@ def fit(task: Task, name: str, seed: int) -> Head:
 
     def learn(places: Any) -> Any:
         model = LogisticRegression(C=STRENGTH[name], max_iter=300)
-        return model.fit(task.rows[places], task.labels[places], sample_weight=task.weights[places])
+        model.fit(task.rows[places], task.labels[places], sample_weight=task.weights[places])
+        tick()
+        return model
 
     unseen = np.zeros(len(task.labels))
     splits = min(FOLDS, int(np.bincount(task.labels).min()))
