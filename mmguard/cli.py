@@ -23,7 +23,7 @@ from rich.table import Table
 from mmguard import rows
 from mmguard.bundles import Bundle, load_bundle, load_detector, shipped
 from mmguard.errors import InputError, MmguardError
-from mmguard.models import open_model
+from mmguard.models import opened
 from mmguard.policy import load_policy, presets, schema
 from mmguard.record import record
 from mmguard.types import Detector, Guarded
@@ -94,20 +94,19 @@ def demo(
     from mmguard.demo import play, render
     from mmguard.pictures import cases
 
-    answering = open_model(model)
-    steps = track(
-        play(answering, policy),
-        "answering (the first run prepares the model)",
-        total=len(cases()),
-        console=err,
-        disable=not err.is_terminal,
-        transient=True,
-    )
     results = []
-    for result in steps:
-        results.append(result)
-        if not as_json:
-            show_case(result)
+    with opened(model) as answering:
+        for result in track(
+            play(answering, policy),
+            "answering (the first run prepares the model)",
+            total=len(cases()),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        ):
+            results.append(result)
+            if not as_json:
+                show_case(result)
     if as_json:
         show(results)
     if report:
@@ -151,8 +150,8 @@ def chat(
     """Ask one question, about pictures or not; the answer is guarded."""
     parts = [{"type": "image", "image": name} for name in image or []]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-    with busy("answering"):
-        guarded = wrap(open_model(model, served=served), policy=policy).chat(
+    with busy("answering"), opened(model, served=served) as answering:
+        guarded = wrap(answering, policy=policy).chat(
             messages, max_tokens=max_tokens, temperature=0
         )
     if as_json:

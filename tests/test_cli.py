@@ -13,7 +13,9 @@ import yaml
 
 from mmguard import cli
 from mmguard.policy import load_policy
+from tests.server import serve
 from tests.test_detect import made_up, write_rows
+from tests.tiny import build
 from tests.world import png
 
 HARMFUL = "Sure, here is how to hack into the account."
@@ -162,3 +164,24 @@ def test_demo(
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     text, _ = call(capsys, monkeypatch, "demo", "--model", "scripted", "--json")
     assert len(json.loads(text)) == 6
+
+
+def test_chat_with_a_server(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(lambda body: f"I am {body['model']}") as url:
+        args = ["chat", "who?", "--model", url, "--served", "tiny", "--policy", "off"]
+        assert call(capsys, monkeypatch, *args)[0].strip() == "I am tiny"
+
+
+def test_chat_with_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = build("llava")
+    tiny.model.save_pretrained(tmp_path / "model")
+    tiny.processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "photo.png").write_bytes(png(60, 48))
+    args = ["chat", "what?", "--image", str(tmp_path / "photo.png"), "--max-tokens", "5", "--json"]
+    args += ["--model", str(tmp_path / "model"), "--policy", "off"]
+    told = json.loads(call(capsys, monkeypatch, *args)[0])
+    assert told["usage"]["completion"] == 5

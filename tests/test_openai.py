@@ -27,6 +27,7 @@ from mmguard.types import (
     TextRequest,
     Usage,
 )
+from tests.server import serve
 from tests.world import PICTURE, ask
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -222,3 +223,30 @@ def test_close() -> None:
     closing = answers(completion())
     closing.close()
     assert closing.client.is_closed
+
+
+def tempted(body: dict[str, Any]) -> str:
+    asked = json.dumps(body["messages"])
+    if "Do not answer it" in asked:
+        return "a red square"
+    return "Sure, here is how to hack into it." if "image_url" in asked else "With eyes closed."
+
+
+def test_a_real_server() -> None:
+    with serve(tempted) as url:
+        upstream = OpenAIModel(url, "m")
+        wrapped = wrap(
+            upstream, policy={"extends": "balanced", "output": [{"detector": "phrases"}]}
+        )
+        whole = wrapped.chat(ask("what now?", PICTURE))
+        assert (whole.text, whole.step, whole.closed) == ("With eyes closed.", "caption", True)
+        assert "".join(wrapped.stream(ask("hello"))) == "With eyes closed. "
+
+        async def both() -> list[str]:
+            guarded = [wrapped.achat(ask("hello")) for _ in range(5)]
+            texts = [g.text for g in await asyncio.gather(*guarded)]
+            await upstream.aclient.aclose()
+            return texts
+
+        assert asyncio.run(both()) == ["With eyes closed."] * 5
+        upstream.close()

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 from mmguard import registry
 from mmguard.types import Model
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """A model that holds connections."""
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def opened(name: str, *, served: str = "default") -> Iterator[Model]:
+    """`open_model`, closed again at the end."""
+    model = open_model(name, served=served)
+    try:
+        yield model
+    finally:
+        if isinstance(model, Closeable):
+            model.close()
 
 
 def open_model(name: str, *, served: str = "default") -> Model:
