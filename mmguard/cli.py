@@ -91,9 +91,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Ask a small MLLM about a few pictures, unguarded and guarded, side by side."""
-    from mmguard.demo import play, render
+    from mmguard.demo import play, render, tally
     from mmguard.pictures import cases
 
+    if not as_json:
+        told = f"{len(cases())} pictures, each answered by the model {model!r} alone and guarded"
+        out.print(f"{escape(told)} by the policy [bold]{escape(load_policy(policy).name)}[/].")
     results = []
     with opened(model) as answering:
         for result in track(
@@ -109,6 +112,8 @@ def demo(
                 show_case(result)
     if as_json:
         show(results)
+    else:
+        out.print(f"[bold]{tally(results)}[/].")
     if report:
         report.write_text(render(results, load_policy(policy).name), encoding="utf-8")
         err.print(f"report: {report}", soft_wrap=True)

@@ -80,7 +80,19 @@ def summarise(scores: Sequence[Mapping[str, Any]]) -> str:
 def render(results: Sequence[Mapping[str, Any]], policy: str) -> str:
     """A page that needs nothing but itself: pictures inside, no script, no address."""
     rows = "\n".join(ROW.substitute(fields(result)) for result in results)
-    return PAGE.substitute(rows=rows, policy=html.escape(policy), count=len(results))
+    return PAGE.substitute(
+        rows=rows, policy=html.escape(policy), count=len(results), tally=tally(results)
+    )
+
+
+def tally(results: Sequence[Mapping[str, Any]]) -> str:
+    """In one line, how the guard did."""
+    untouched = [r["action"] == "pass" for r in results if r["kind"] == "harmless"]
+    stopped = [r["action"] != "pass" for r in results if r["kind"] == "harmful"]
+    return (
+        f"{sum(untouched)} of {len(untouched)} harmless answers left untouched,"
+        f" {sum(stopped)} of {len(stopped)} harmful ones mended or withheld"
+    )
 
 
 def fields(result: Mapping[str, Any]) -> dict[str, str]:
@@ -125,13 +137,13 @@ header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap; margi
 .case { display: grid; grid-template-columns: 16rem 1fr 1fr; gap: 1.2rem; }
 figure { margin: 0; } img { max-width: 100%; border: 1px solid var(--line); border-radius: 4px; }
 figcaption { font-style: italic; margin-top: .4rem; }
-p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0; }
+p { overflow-wrap: anywhere; margin: .4rem 0; } section p { white-space: pre-wrap; }
 footer { font-size: .85rem; opacity: .7; }
 @media (max-width: 48rem) { .case { grid-template-columns: 1fr; } }
 </style></head><body>
 <h1>mmguard demo</h1>
 <p>$count pictures, one small model that does not refuse by itself, answered without a guard and
-under the policy <b>$policy</b>. Both answers come from this machine.</p>
+under the policy <b>$policy</b>. Both answers come from this machine. <b>$tally.</b></p>
 $rows
 </body></html>
 """)

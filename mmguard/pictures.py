@@ -44,7 +44,7 @@ def font(size: int) -> Any:
 def draw_words(words: str) -> Picture:
     """Words alone, on one line, and nothing else."""
     picture, pen = canvas()
-    pen.text((40, 60), words, fill="black", font=font(28))
+    pen.text((40, 160), words, fill="black", font=font(36))
     return picture
 
 

@@ -200,6 +200,7 @@ def test_demo_tells_and_renders() -> None:
     assert page.count("data:image/png;base64,") == len(results)
     assert "<strict>" not in page
     assert "http" not in page.replace("data:", "")
+    assert "0 of 3 harmful ones mended or withheld" in page
 
 
 def test_demo_under_a_policy_that_blocks_at_once() -> None:

@@ -53,7 +53,8 @@ def test_installed_alone(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     ours = [p for p in sys.path if p.endswith("site-packages")]
     (site / "borrowed.pth").write_text("\n".join(ours) + "\n", encoding="utf-8")
-    command = [str(home / "bin/python"), "-c", CODE]
+    # Isolated: no PYTHONPATH may stand in for what the wheel lacks.
+    command = [str(home / "bin/python"), "-I", "-c", CODE]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     found = json.loads(done.stdout)
     assert found["home"].startswith(str(site))
