@@ -6,25 +6,32 @@ is added, left out or reordered. Torch and transformers load when a model does.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
 from mmguard.errors import InputError, MissingExtra, MmguardError, ModelError
 from mmguard.media import decode
-from mmguard.models.options import Plan, cut, held, plan
+from mmguard.models.options import HOOKS, Plan, plan
+from mmguard.models.tokens import Sink, Spelling, Stop
 from mmguard.types import AnyRequest, Image, Opaque, Reply, Text, Usage
+
+# What `from_pretrained` of a processor takes too.
+SHARED = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 class HFModel:
     """A model and its processor.
 
-    Rows that share options and number of pictures are generated together, at most
-    `batch_size` at a time. Raises `InputError` for an option or part that the model cannot
-    take, and `ModelError` when it fails.
+    At most `batch_size` rows are generated together, and only rows of which each comes out
+    as if alone. One call runs at a time, in evaluation mode; a model in training mode is put
+    back into it. A reply's tokens, and the completion tokens of its usage, include the token
+    that ended it. Raises `InputError` for an option or part that the model cannot take, and
+    `ModelError` when it fails.
     """
 
     def __init__(
@@ -36,74 +43,124 @@ class HFModel:
         self.known = generation_names()
 
     @classmethod
-    def load(cls, name: str, **options: Any) -> HFModel:
-        """A model from a local folder or the hub; `options` go to `from_pretrained`."""
+    def load(cls, name: str, *, batch_size: int = 8, **options: Any) -> HFModel:
+        """A model from a local folder or the hub; `options` go to `from_pretrained`.
+
+        Raises `ModelError` if it cannot be loaded.
+        """
         try:
+            # Without torch, transformers gives placeholders.
+            import torch  # noqa: F401
             from transformers import AutoModelForImageTextToText, AutoProcessor
         except ImportError as exc:
-            raise MissingExtra("transformers", "hf", f"model {name!r}") from exc
+            raise MissingExtra("torch and transformers", "hf", f"model {name!r}") from exc
+        shared = {key: options[key] for key in SHARED if key in options}
         try:
-            processor: Any = AutoProcessor.from_pretrained(name)
+            processor: Any = AutoProcessor.from_pretrained(name, **shared)
             model = AutoModelForImageTextToText.from_pretrained(name, **options)
-        except (OSError, ValueError, KeyError) as exc:
+        except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as exc:
             first = str(exc).strip().split("\n")[0]
             raise ModelError(f"model {name!r} cannot be loaded: {first}") from exc
-        return cls(model.eval(), processor, name=name)
+        return cls(model.eval(), processor, name=name, batch_size=batch_size)
 
     @property
     def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", self.processor)
 
-    # -- whole replies --------------------------------------------------------
-
     def generate(self, requests: Sequence[AnyRequest]) -> list[Reply]:
         """One reply a request, in order."""
         replies: dict[int, Reply] = {}
         for places, how in self.group(requests):
-            rows = [converse(requests[i]) for i in places]
+            rows = [requests[i] for i in places]
             replies.update(zip(places, self.answer(rows, how), strict=True))
         return [replies[i] for i in range(len(requests))]
 
-    def group(self, requests: Sequence[AnyRequest]) -> Iterator[tuple[list[int], Plan]]:
-        """Places of rows that can share a batch, with the plan that they share.
+    def stream(self, request: AnyRequest) -> Generator[str | Reply, None, None]:
+        """Pieces of text as they are certain, then the reply that `generate` would have given.
 
-        Processors lay out rows of unequal picture counts in ways of their own, and a sampled
-        row's draws depend on its neighbours: such rows go alone.
+        To close the generator stops the model at its next token.
         """
+        how = plan(request.options, self.known)
+        pieces: SimpleQueue[str | Reply | BaseException] = SimpleQueue()
+        gone = threading.Event()
+        sink = Sink(pieces.put, self.spelling(how))
+
+        def work() -> None:
+            try:
+                [reply] = self.answer([request], how, sink, gone)
+                sink.finish(reply.text)
+                pieces.put(reply)
+            except BaseException as exc:
+                pieces.put(exc)
+
+        thread = threading.Thread(target=work, name="mmguard-generate", daemon=True)
+        thread.start()
+        try:
+            yield from drain(pieces)
+        finally:
+            gone.set()
+            thread.join()
+
+    # -- plans ----------------------------------------------------------------
+
+    def group(self, requests: Sequence[AnyRequest]) -> Iterator[tuple[list[int], Plan]]:
+        """Places of rows that can share a batch, with the plan that they share."""
         groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
         plans: dict[tuple[Any, ...], Plan] = {}
         for i, request in enumerate(requests):
             how = plan(request.options, self.known)
-            alone = (
-                i if how.arguments.get("do_sample") or self.tokenizer.pad_token_id is None else -1
-            )
-            key = (len(request.images), repr(how), alone)
+            alone = i if self.separate(request, how) else None
+            # Mllama's cross-attention changes rows of words beside rows with a picture.
+            key = (bool(request.images), repr(how), alone)
             groups[key].append(i)
             plans[key] = how
         for key, places in groups.items():
             for start in range(0, len(places), self.batch_size):
                 yield places[start : start + self.batch_size], plans[key]
 
-    def answer(self, rows: Sequence[Any], how: Plan) -> list[Reply]:
+    def separate(self, request: AnyRequest, how: Plan) -> bool:
+        """Whether this row must be generated alone."""
+        drawn = how.seed is not None and self.setting(how, "do_sample")
+        # BLIP-2 takes one picture a row: a second one would be shown to the row below.
+        crowded = len(request.images) > 1
+        hooked = not HOOKS.isdisjoint(how.arguments)
+        return drawn or crowded or hooked or self.tokenizer.pad_token_id is None
+
+    def setting(self, how: Plan, name: str) -> Any:
+        """An option's value, from where `generate` takes it: the call, its config, the model."""
+        given = how.arguments.get("generation_config")
+        configs = (getattr(config, name, None) for config in (given, self.model.generation_config))
+        values = (how.arguments.get(name), *configs)
+        return next((value for value in values if value is not None), None)
+
+    def spelling(self, how: Plan) -> Spelling:
+        return Spelling(self.tokenizer, how.stop or tuple(self.setting(how, "stop_strings") or ()))
+
+    # -- answers --------------------------------------------------------------
+
+    def answer(
+        self,
+        requests: Sequence[AnyRequest],
+        how: Plan,
+        sink: Sink | None = None,
+        gone: threading.Event | None = None,
+    ) -> list[Reply]:
+        """Replies to rows that share a batch; `sink` gets the tokens of one row as they come."""
+        rows = [converse(request) for request in requests]
+        spelling = self.spelling(how)
         with self.ready(how, rows):
             inputs = self.encode(rows)
-            result = self.call(inputs, how)
-        start = prompt_length(inputs, result.sequences, self.model)
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        first = self.first_tokens(result, how.top)
+            result = self.call(inputs, how, sink, Stop(spelling, gone))
+            start = prompt_length(inputs, result.sequences, self.model)
+            firsts = self.first_tokens(result, how.top)
+            lengths = inputs["attention_mask"].sum(dim=1).tolist()
+            made = [row[start:].tolist() for row in result.sequences]
+            ends = self.ends(how)
+            read = [spelling.read(tokens, ends) for tokens in made]
         return [
-            self.read(tokens[start:].tolist(), lengths[i], how, first[i])
-            for i, tokens in enumerate(result.sequences)
+            Reply(text, finish, Usage(length, len(tokens)), first, tokens)
+            for (text, finish, tokens), length, first in zip(read, lengths, firsts, strict=True)
         ]
-
-    def call(self, inputs: Any, how: Plan, **more: Any) -> Any:
-        """The model's own `generate`."""
-        arguments: dict[str, Any] = {**how.arguments, **more}
-        if how.stop:
-            arguments |= {"stop_strings": list(how.stop), "tokenizer": self.tokenizer}
-        if how.top:
-            arguments["output_logits"] = True
-        return self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
 
     def encode(self, rows: Sequence[Any]) -> Any:
         """The processor's tensors for these conversations, on the model's device, in its type."""
@@ -112,66 +169,74 @@ class HFModel:
                 f"the processor of {self.name!r} has no chat template: set"
                 " processor.chat_template to its model card's, or use another model"
             )
+        # An encoder counts from its first token, a decoder goes on from its last.
+        side = "right" if self.model.config.is_encoder_decoder else "left"
         inputs = self.processor.apply_chat_template(
             list(rows),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": len(rows) > 1, "padding_side": "left"},
+            processor_kwargs={"padding": len(rows) > 1, "padding_side": side},
         )
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def read(self, tokens: list[int], prompt: int, how: Plan, first: Mapping[str, float]) -> Reply:
-        """A reply of the new tokens: padding off, stop strings cut, the reason it ended."""
-        ends = self.ends(how)
-        stops = [i for i, token in enumerate(tokens) if token in ends]
-        tokens = tokens[: stops[0] + 1] if stops else tokens
-        text, stopped = cut(self.decode(tokens), how.stop)
-        finish = "stop" if stops or stopped else "length"
-        return Reply(text, finish, Usage(prompt, len(tokens)), first, tuple(tokens))
+    def call(self, inputs: Any, how: Plan, sink: Sink | None, stop: Stop) -> Any:
+        """The model's own `generate`."""
+        arguments = {**how.arguments, "return_dict_in_generate": True, "num_return_sequences": 1}
+        arguments["output_logits"] = how.top > 0
+        if (config := arguments.pop("generation_config", None)) is not None:
+            config = copy.deepcopy(config)
+            arguments = {**config.update(**arguments), "generation_config": config}
+        if self.setting(how, "stop_strings"):
+            arguments["tokenizer"] = self.tokenizer
+        # Transformers streams no beams: their text comes in one piece, at the end.
+        if sink is not None and (self.setting(how, "num_beams") or 1) == 1:
+            arguments["streamer"] = sink
+        arguments["stopping_criteria"] = [*arguments.get("stopping_criteria", ()), stop]
+        return self.model.generate(**inputs, **arguments)
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def ends(self, how: Plan) -> set[int]:
+    def ends(self, how: Plan) -> frozenset[int]:
         """Ids of the tokens that end an answer."""
-        config = how.arguments.get("generation_config") or self.model.generation_config
-        end = how.arguments.get("eos_token_id", config.eos_token_id)
-        return set(end) if isinstance(end, list | tuple) else {end}
+        found = self.setting(how, "eos_token_id")
+        return frozenset([found] if isinstance(found, int) else found or ())
 
     def first_tokens(self, result: Any, top: int) -> list[dict[str, float]]:
-        """For each row its most probable first tokens, as text, with their probabilities."""
+        """For each row its most probable first tokens, as text, with their probabilities.
+
+        Of the model itself: temperature, penalties and other options do not count.
+        """
         if not top:
             return [{} for _ in result.sequences]
-        shares, ids = result.logits[0].float().softmax(-1).topk(top)
-        found: list[dict[str, float]] = []
-        for row_shares, row_ids in zip(shares.tolist(), ids.tolist(), strict=True):
-            row: dict[str, float] = defaultdict(float)
-            for share, token in zip(row_shares, row_ids, strict=True):
-                row[self.tokenizer.decode([token])] += share
-            found.append(dict(row))
-        return found
+        logits = result.logits[0]
+        # Beams of one row begin alike: the first of them speaks for all.
+        logits = logits[:: len(logits) // len(result.sequences)].float()
+        shares, ids = logits.softmax(-1).topk(min(top, logits.shape[-1]))
+        return [self.spell(*row) for row in zip(shares.tolist(), ids.tolist(), strict=True)]
+
+    def spell(self, shares: Sequence[float], ids: Sequence[int]) -> dict[str, float]:
+        """Probabilities by token text; tokens that read alike count together."""
+        spelt: defaultdict[str, float] = defaultdict(float)
+        for share, token in zip(shares, ids, strict=True):
+            spelt[self.tokenizer.decode([token])] += share
+        return dict(spelt)
+
+    # -- running --------------------------------------------------------------
 
     @contextmanager
     def ready(self, how: Plan, rows: Sequence[Any]) -> Iterator[None]:
         """One caller at a time, in evaluation mode, without gradients, from the plan's seed."""
         import torch
 
-        with self.lock, torch.inference_mode(), seeded(how.seed):
-            training = self.model.training
-            self.model.eval()
+        with self.lock, evaluating(self.model) as trained:
             try:
-                yield
+                # A tensor made under it, and kept by a module, would refuse to be trained.
+                with torch.inference_mode(mode=not trained), seeded(how.seed, self.model):
+                    yield
             except MmguardError:
                 raise
             except Exception as exc:
                 raise self.explain(exc, rows) from exc
-            finally:
-                self.model.train(training)
 
     def explain(self, exc: Exception, rows: Sequence[Any]) -> ModelError:
         """The failure in a caller's words: most often, a model that demands a picture."""
@@ -183,88 +248,31 @@ class HFModel:
             return ModelError(f"{self.name!r} ({kind}) cannot take words without a picture: {exc}")
         return ModelError(f"model {self.name!r} failed: {type(exc).__name__}: {exc}")
 
-    # -- streams --------------------------------------------------------------
 
-    def stream(self, request: AnyRequest) -> Generator[str | Reply, None, None]:
-        """Pieces of text as they are certain, then the reply that `generate` would have given."""
-        how, row = plan(request.options, self.known), converse(request)
-        tokens: SimpleQueue[list[int] | Reply | Exception] = SimpleQueue()
-        stop = threading.Event()
-
-        def work() -> None:
-            try:
-                tokens.put(self.produce(row, how, Sink(tokens.put, stop)))
-            except Exception as exc:
-                tokens.put(exc)
-
-        thread = threading.Thread(target=work, name="mmguard-generate", daemon=True)
-        thread.start()
-        try:
-            yield from self.pieces(tokens, how)
-        finally:
-            stop.set()
-            thread.join()
-
-    def produce(self, row: Any, how: Plan, sink: Sink) -> Reply:
-        with self.ready(how, [row]):
-            inputs = self.encode([row])
-            more = {"streamer": sink, "stopping_criteria": [sink.stopped]}
-            result = self.call(inputs, how, **more)
-        start = prompt_length(inputs, result.sequences, self.model)
-        first = self.first_tokens(result, how.top)[0]
-        tokens = result.sequences[0][start:].tolist()
-        return self.read(tokens, int(inputs["attention_mask"].sum()), how, first)
-
-    def pieces(self, tokens: Any, how: Plan) -> Iterator[str | Reply]:
-        seen: list[int] = []
-        out = ""
-        while isinstance(item := tokens.get(), list):
-            seen += item
-            text, _ = cut(self.decode([t for t in seen if t not in self.ends(how)]), how.stop)
-            # Half a character, or half a stop string, may yet become something else.
-            sure = len(text.removesuffix("\N{REPLACEMENT CHARACTER}")) - held(text, how.stop)
-            if sure > len(out) and text.startswith(out):
-                yield text[len(out) : sure]
-                out = text[:sure]
-        if isinstance(item, Exception):
-            raise item
-        if item.text != out:
-            yield item.text[len(out) :]
-        yield item
-
-
-class Sink:
-    """What transformers calls a streamer: it hands each new token on. The prompt comes first."""
-
-    def __init__(self, put: Callable[[list[int]], None], stop: threading.Event) -> None:
-        self.send, self.stop, self.prompt = put, stop, True
-
-    def put(self, value: Any) -> None:
-        if self.prompt:
-            self.prompt = False
-            return
-        self.send(value.reshape(-1).tolist())
-
-    def end(self) -> None:
-        """Nothing is held back here."""
-
-    def stopped(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """A stopping criterion: the reader has gone."""
-        import torch
-
-        return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+@contextmanager
+def evaluating(model: Any) -> Iterator[bool]:
+    """Evaluation mode inside, and after it every module in its own; gives whether any trained."""
+    trained = [module for module in model.modules() if module.training]
+    if trained:
+        model.eval()
+    try:
+        yield bool(trained)
+    finally:
+        for module in trained:
+            module.training = True
 
 
 @contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None, model: Any) -> Iterator[None]:
     """Draws from this seed inside, and the process's own random state untouched after."""
     if seed is None:
         yield
         return
     import torch
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    devices = {weights.device for weights in model.parameters() if weights.is_cuda}
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed % 2**63)
         yield
 
 
@@ -274,13 +282,24 @@ def generation_names() -> frozenset[str]:
         from transformers import GenerationConfig
     except ImportError as exc:
         raise MissingExtra("transformers", "hf", "a HuggingFace model") from exc
-    return frozenset(GenerationConfig().to_dict()) | {"generation_config"}
+    fields = frozenset(GenerationConfig().to_dict()) - {"transformers_version"}
+    return frozenset(name for name in fields if name[0] != "_") | {"generation_config"}
+
+
+def drain(pieces: SimpleQueue[str | Reply | BaseException]) -> Iterator[str | Reply]:
+    """What a thread puts into the queue, up to its reply or its failure."""
+    while isinstance(item := pieces.get(), str):
+        yield item
+    if isinstance(item, BaseException):
+        raise item
+    yield item
 
 
 def prompt_length(inputs: Any, sequences: Any, model: Any) -> int:
     """Where the new tokens start: after the prompt, unless the model leaves it out."""
     if model.config.is_encoder_decoder:
-        return 0
+        # The token that starts every answer of a decoder is none of the answer.
+        return 1
     size: int = inputs["input_ids"].shape[1]
     same = sequences.shape[1] >= size and bool((sequences[:, :size] == inputs["input_ids"]).all())
     return size if same else 0
