@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ def test_mixed_batch_equals_row_by_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_probabilities_in_a_batch_equal_those_alone(name: str) -> None:
+    """Closer than tokens can tell: padding that is felt at all moves them."""
+    model = adapt(name)
+    asked = [
+        replace(row, options={"max_tokens": 1, "top_logprobs": 3}) for row in rows(build(name))
+    ]
+    alone = [model.generate([request])[0].first for request in asked]
+    together = [reply.first for reply in model.generate(asked)]
+    assert together == [pytest.approx(first, rel=1e-3) for first in alone]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_stream_equals_whole(name: str) -> None:
     model = adapt(name)
     for request in rows(build(name)):
@@ -100,8 +113,9 @@ def test_answers_follow_the_picture(name: str) -> None:
 def test_bfloat16(name: str) -> None:
     tiny = build(name)
     half = Tiny(copy.deepcopy(tiny.model).to(torch.bfloat16), tiny.processor)
-    reply = HFModel(half.model, half.processor).generate([seen()])[0]
-    assert reply.tokens == own(half, seen())
+    model = HFModel(half.model, half.processor)
+    assert model.generate([seen()])[0].tokens == own(half, seen())
+    assert model.encode([converse(seen())])["pixel_values"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", STOCK)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from mmguard.errors import ModelError
@@ -61,6 +61,8 @@ LIKELY = st.sampled_from([2, 3, 4, 5, 6, 7, *(8 + byte for byte in SNOW)])
     tokens=st.lists(st.one_of(LIKELY, st.integers(0, 263)), max_size=24),
     stop=st.sampled_from([(), ("stop",), ("b", "ab a"), ("éé",)]),
 )
+@example(tokens=[203, 160, 0, 234], stop=()).via("a special token amid bytes")
+@example(tokens=[5, 8 + 0xC3, 8 + 0xB6], stop=("stö",)).via("half a character amid a stop string")
 @pytest.mark.parametrize("kind", ["byte_fallback", "byte_level"])
 def test_pieces_make_the_whole(kind: str, tokens: list[int], stop: tuple[str, ...]) -> None:
     tokenizer = byte_fallback() if kind == "byte_fallback" else build("llava").processor.tokenizer
@@ -163,7 +165,8 @@ def test_failures_that_are_no_exception_reach_the_reader() -> None:
 
 def test_threads_take_turns() -> None:
     model = adapt()
-    requests = [seen(which=i, max_tokens=6 + i) for i in range(4)] + [told(), told("no")]
+    drawn = [seen(which=i, max_tokens=9 + i, temperature=1.5, seed=i) for i in range(4)]
+    requests = [*drawn, told(), told("no")]
     alone = [model.generate([request])[0] for request in requests]
 
     def streamed(request: Request) -> Any:

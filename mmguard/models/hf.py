@@ -121,7 +121,7 @@ class HFModel:
     def separate(self, request: AnyRequest, how: Plan) -> bool:
         """Whether this row must be generated alone."""
         drawn = how.seed is not None and self.setting(how, "do_sample")
-        # BLIP-2 takes one picture a row: a second one would be shown to the row below.
+        # BLIP-2 would show a second picture to the row below, Mllama pads by attending.
         crowded = len(request.images) > 1
         hooked = not HOOKS.isdisjoint(how.arguments)
         return drawn or crowded or hooked or self.tokenizer.pad_token_id is None
