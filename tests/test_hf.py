@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from PIL import Image as pil
 
 from mmguard import wrap
-from mmguard.errors import ImageError, InputError, ModelError
+from mmguard.errors import ImageError, InputError, MissingExtra, ModelError
 from mmguard.media import decode, load_image
 from mmguard.models.hf import HFModel, converse
 from mmguard.models.scripted import ScriptedDetector
@@ -137,6 +138,13 @@ def test_nothing_to_load(tmp_path: Path) -> None:
 def test_architectures_say_what_they_can() -> None:
     assert [name for name in NAMES if build(name).takes_text] == TEXTUAL
     assert [name for name in NAMES if build(name).stock] == STOCK
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_without_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=r"pip install 'mmguard\[hf\]'"):
+        HFModel.load("some/model")
 
 
 # -- eyes closed --------------------------------------------------------------

@@ -110,7 +110,7 @@ class HFModel:
         for i, request in enumerate(requests):
             how = plan(request.options, self.known)
             alone = i if self.separate(request, how) else None
-            # Mllama's cross-attention changes rows of words beside rows with a picture.
+            # Mllama answers words otherwise beside a row with a picture.
             key = (bool(request.images), repr(how), alone)
             groups[key].append(i)
             plans[key] = how
@@ -121,7 +121,8 @@ class HFModel:
     def separate(self, request: AnyRequest, how: Plan) -> bool:
         """Whether this row must be generated alone."""
         drawn = how.seed is not None and self.setting(how, "do_sample")
-        # BLIP-2 would show a second picture to the row below, Mllama pads by attending.
+        # BLIP-2 would show a second picture to the row below; Mllama answers a row otherwise
+        # beside one with more pictures.
         crowded = len(request.images) > 1
         hooked = not HOOKS.isdisjoint(how.arguments)
         return drawn or crowded or hooked or self.tokenizer.pad_token_id is None
