@@ -1,0 +1,220 @@
+"""The main detector: a small encoder that reads a request with its answer, in milliseconds.
+
+One pass gives p(answer is harmful), p(request is harmful), p(answer is a refusal) and the
+hazards. Long answers are read in overlapping windows and the worst counts. Every window is
+run by itself: dynamic quantisation looks at a whole batch, so a batch would make an answer's
+score depend on its neighbours, and on a CPU it would save nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from mmguard.detect.windows import Shape, Window, clean, decoded
+from mmguard.errors import BundleError
+from mmguard.types import Finding, Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmguard.bundles import Bundle
+
+    Logits = NDArray[np.float32]
+
+THREADS = "MMGUARD_THREADS"
+CACHE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What turns a head's logit into a probability: sigmoid(slope x logit + shift)."""
+
+    slope: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, logit: float) -> float:
+        import math
+
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, self.slope * logit + self.shift))))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a bundle of this kind holds besides its network."""
+
+    tokenizer: Any
+    heads: tuple[str, ...]
+    shape: Shape = field(default_factory=Shape)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, cleaned, without special tokens."""
+        ids: list[int] = self.tokenizer.encode(clean(text), add_special_tokens=False).ids
+        return ids
+
+    def windows(self, sample: Sample) -> list[Window]:
+        """Every window of a sample; what base64 hides in it comes last, in its own."""
+        asked = self.encode(sample.request.query)
+        if sample.reply is None:
+            hidden = decoded(sample.request.query)
+            more = self.shape.alone(self.encode(hidden)) if hidden else []
+            return self.shape.alone(asked) + more
+        hidden = decoded(sample.reply)
+        more = self.shape.pair(asked, self.encode(hidden)) if hidden else []
+        return self.shape.pair(asked, self.encode(sample.reply)) + more
+
+
+class Scores:
+    """The logits of the last windows by the hash of their tokens; shared between threads."""
+
+    def __init__(self, size: int = CACHE) -> None:
+        self.size, self.lock = size, Lock()
+        self.kept: OrderedDict[bytes, Logits] = OrderedDict()
+
+    def get(self, key: bytes) -> Logits | None:
+        with self.lock:
+            found = self.kept.get(key)
+            if found is not None:
+                self.kept.move_to_end(key)
+            return found
+
+    def put(self, key: bytes, logits: Logits) -> None:
+        with self.lock:
+            self.kept[key] = logits
+            while len(self.kept) > self.size:
+                self.kept.popitem(last=False)
+
+
+class EncoderDetector:
+    """Scores samples with the ONNX network of one bundle; safe to call from many threads.
+
+    `threads` windows are run at once, each on one core. A stream costs one window a check:
+    windows that were full before are found in the cache by their content.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        thresholds: Mapping[str, float],
+        session: Any,
+        parts: Parts,
+        threads: int = 1,
+    ) -> None:
+        self.name, self.thresholds = name, thresholds
+        self.session, self.parts, self.cache = session, parts, Scores()
+        self.pool = ThreadPoolExecutor(threads, f"mmguard-{name}") if threads > 1 else None
+
+    def score(self, samples: Sequence[Sample]) -> list[Finding]:
+        windows = [self.parts.windows(sample) for sample in samples]
+        logits = self.read({key_of(w): w for found in windows for w in found})
+        return [
+            self.find(sample, [logits[key_of(w)] for w in found])
+            for sample, found in zip(samples, windows, strict=True)
+        ]
+
+    def read(self, windows: Mapping[bytes, Window]) -> dict[bytes, Logits]:
+        """The logits of windows, from the cache where it has them."""
+        found = {key: self.cache.get(key) for key in windows}
+        fresh = [key for key, logits in found.items() if logits is None]
+        over = map if self.pool is None or len(fresh) < 2 else self.pool.map
+        made = over(self.run, [windows[key] for key in fresh])
+        for key, logits in zip(fresh, made, strict=True):
+            self.cache.put(key, logits)
+            found[key] = logits
+        return {key: logits for key, logits in found.items() if logits is not None}
+
+    def run(self, window: Window) -> Logits:
+        import numpy as np
+
+        fed = {
+            "input_ids": np.array([window.ids], np.int64),
+            "token_type_ids": np.array([window.types], np.int64),
+        }
+        logits: Logits = self.session.run(None, fed)[0][0]
+        return logits
+
+    def find(self, sample: Sample, logits: Sequence[Logits]) -> Finding:
+        head = self.parts.heads.index("request" if sample.reply is None else "answer")
+        worst = max(logits, key=lambda found: float(found[head]))
+        score = self.scale(head, worst)
+        refused = sample.reply is not None and self.refusal(logits[0]) >= 0.5
+        label = "harmful" if score >= 0.5 else "refusal" if refused else "safe"
+        hazards = {
+            name: round(self.scale(i, worst), 4)
+            for i, name in enumerate(self.parts.heads)
+            if name not in ("answer", "request", "refusal")
+        }
+        seen = len(sample.request.query) + len(sample.reply or "")
+        return Finding(self.name, score, label, hazards, chars=seen)
+
+    def refusal(self, logits: Logits) -> float:
+        """p(the answer is a refusal)."""
+        return self.scale(self.parts.heads.index("refusal"), logits)
+
+    def scale(self, head: int, logits: Logits) -> float:
+        return self.parts.scales.get(self.parts.heads[head], Scale())(float(logits[head]))
+
+
+def key_of(window: Window) -> bytes:
+    text = f"{window.ids}{sum(window.types)}"
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def open_session(model: bytes) -> Any:
+    """An ONNX Runtime session on the CPU, one thread a call, no busy waiting."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        model,
+        options,
+        providers=["CPUExecutionProvider"],
+        # The fused kernel takes several times as long as the two it replaces.
+        disabled_optimizers=["SkipLayerNormFusion"],
+    )
+
+
+def read_parts(bundle: Bundle) -> Parts:
+    from tokenizers import Tokenizer
+
+    settings = bundle.settings
+    try:
+        tokenizer = Tokenizer.from_str(bundle.read("tokenizer.json").decode())
+        scales = {name: Scale(**value) for name, value in settings["scales"].items()}
+        return Parts(tokenizer, tuple(settings["heads"]), Shape(**settings["shape"]), scales)
+    except BundleError:
+        raise
+    except Exception as exc:
+        raise BundleError(f"bundle {bundle.name!r} is not of this kind: {exc!r}") from exc
+
+
+def threads_of(bundle: Bundle) -> int:
+    wanted = os.environ.get(THREADS) or str(bundle.settings.get("threads", 1))
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise BundleError(f"{THREADS} is {wanted!r}: give the number of cores to score on")
+    return int(wanted)
+
+
+def load(bundle: Bundle) -> EncoderDetector:
+    """The detector of a bundle that `mmguard train encoder` wrote."""
+    parts, threads = read_parts(bundle), threads_of(bundle)
+    try:
+        session = open_session(bundle.read("model.onnx"))
+    except BundleError:
+        raise
+    except Exception as exc:
+        raise BundleError(f"bundle {bundle.name!r}: model.onnx does not load: {exc}") from exc
+    return EncoderDetector(bundle.name, bundle.thresholds, session, parts, threads)
