@@ -32,10 +32,15 @@ def open_text(path: Path, mode: str = "rt") -> TextIO:
 
 def read_rows(path: Path) -> Iterator[Row | InputError]:
     """Each line as a mapping, or as the error that it is."""
+    return (row for _, row in number_rows(path))
+
+
+def number_rows(path: Path) -> Iterator[tuple[int, Row | InputError]]:
+    """The same with each line's number, from 1."""
     with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield read_row(path, number, line)
+                yield number, read_row(path, number, line)
 
 
 def read_row(path: Path, number: int, line: str) -> Row | InputError:

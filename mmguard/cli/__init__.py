@@ -11,17 +11,18 @@ import sys
 import typer
 from rich.markup import escape
 
-from mmguard.cli import bench, chat, check, lists, train
+from mmguard.cli import bench, chat, check, evals, lists, train
 from mmguard.cli.console import err
 from mmguard.errors import MmguardError
 
 QUIET = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(help="Safety middleware for multimodal language models.", **QUIET)  # type: ignore[arg-type]  # bools
-for command in (chat.demo, chat.chat, check.check, lists.detectors):
+for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibrate):
     app.command()(command)
 app.add_typer(lists.policies, name="policies")
 app.add_typer(train.train, name="train")
 app.add_typer(bench.bench, name="bench")
+app.add_typer(evals.evals, name="eval")
 
 
 def main() -> None:
