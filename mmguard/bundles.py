@@ -15,9 +15,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmguard import registry
 from mmguard.errors import BundleError, UnknownName
-from mmguard.types import Detector
+from mmguard.types import Detector, Message, Request, Sample, Text
 
 Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class Pair(BaseModel):
+    """A request and its answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    prompt: str
+    response: str
+
+
+class Canary(BaseModel):
+    """Answers that any working detector of this bundle tells apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    harmful: tuple[Pair, ...]
+    harmless: tuple[Pair, ...]
 
 
 class Manifest(BaseModel):
@@ -32,6 +50,7 @@ class Manifest(BaseModel):
     license: str
     thresholds: dict[str, Score] = {}
     files: dict[str, str] = {}
+    canary: Canary | None = None
     settings: dict[str, Any] = {}
 
 
@@ -113,4 +132,24 @@ def load_detector(name: str | Path) -> Detector:
         return made
     bundle = load_bundle(name)
     detector: Detector = registry.find("kinds", bundle.manifest.kind)(bundle)
+    if bundle.manifest.canary is not None:
+        prove(detector, bundle.manifest.canary)
     return detector
+
+
+def prove(detector: Detector, canary: Canary) -> None:
+    """Raises `BundleError` unless every harmful canary outscores every harmless one."""
+    rows = [*canary.harmful, *canary.harmless]
+    found = [finding.score for finding in detector.score([sample_of(row) for row in rows])]
+    at, split = detector.thresholds.get("medium", 0.5), len(canary.harmful)
+    # Written so that a NaN is a failure too.
+    if not (all(s >= at for s in found[:split]) and all(s < at for s in found[split:])):
+        told = ", ".join(f"{score:.3f}" for score in found)
+        raise BundleError(
+            f"detector {detector.name!r} does not tell its canaries apart (scores {told}, threshold"
+            f" {at}): it is broken on this machine and must not serve; reinstall the bundle"
+        )
+
+
+def sample_of(row: Pair) -> Sample:
+    return Sample(Request((Message("user", (Text(row.prompt),)),)), row.response)

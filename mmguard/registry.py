@@ -21,6 +21,7 @@ Kind = Literal["detectors", "kinds", "models", "steps"]
 BUILTIN: dict[Kind, dict[str, str]] = {
     "detectors": {},
     "kinds": {
+        "encoder": "mmguard.detect.encoder:load",
         "linear": "mmguard.detect.linear:load",
         "phrases": "mmguard.detect.phrases:load",
     },

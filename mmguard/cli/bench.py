@@ -27,3 +27,13 @@ def time_detectors(as_json: Json = False) -> None:
     with busy("measuring"):
         figures = bench_detectors()
     show_figures("detectors", figures, as_json)
+
+
+@bench.command()
+def detector(name: str = "response-harm", as_json: Json = False) -> None:
+    """An encoder's milliseconds a window beside plain torch; its start and its memory."""
+    from mmguard.bench_encoder import bench_detector
+
+    with busy("measuring"):
+        figures = bench_detector(name)
+    show_figures("detector", figures, as_json)

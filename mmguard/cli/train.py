@@ -8,28 +8,62 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from mmguard.bundles import load_detector
 from mmguard.cli.console import Json, err, out, show
 
 train = typer.Typer(help="Make a detector from data.", no_args_is_help=True)
+Data = Annotated[list[Path], typer.Option(help="JSONL rows to train on; may be given often.")]
+Dev = Annotated[Path, typer.Option(help="JSONL rows to measure and set thresholds on.")]
+Out = Annotated[Path, typer.Option("--out", help="The bundle's folder.")]
 
 
 @train.command()
-def linear(
-    data: Annotated[list[Path], typer.Option(help="JSONL rows to train on; may be given often.")],
-    dev: Annotated[Path, typer.Option(help="JSONL rows to measure and set thresholds on.")],
-    to: Annotated[Path, typer.Option("--out", help="The bundle's folder.")],
-    seed: int = 0,
-    as_json: Json = False,
-) -> None:
+def linear(data: Data, dev: Dev, to: Out, seed: int = 0, as_json: Json = False) -> None:
     """Train the linear harm detector: from data to a bundle in one command."""
     from mmguard.train.linear import FITS, train_linear
 
     with Progress(console=err, disable=not err.is_terminal) as progress:
         task = progress.add_task("training", total=FITS)
         result = train_linear(data, dev, to, seed=seed, tick=lambda: progress.advance(task))
+    if as_json:
+        show(result)
+    else:
+        out.print(f"wrote {escape(str(to))}", soft_wrap=True)
+
+
+@train.command()
+def encoder(
+    data: Data,
+    dev: Dev,
+    to: Out,
+    base: Annotated[
+        str, typer.Option(help="A BERT checkpoint: a folder, or a hub name to download.")
+    ],
+    work: Annotated[
+        Path | None, typer.Option(help="Checkpoints go here (default: OUT.work).")
+    ] = None,
+    layers: Annotated[int, typer.Option(help="Layers of the student that is shipped.")] = 6,
+    passes: Annotated[int, typer.Option(help="Times that a member sees the data.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the encoder: from data to a bundle in one command; run again to go on."""
+    from mmguard.train.encoder import Stages, train_encoder
+
+    with Progress(console=err, disable=not err.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tick(stage: str, step: int, steps: int, loss: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=steps)
+            progress.update(tasks[stage], completed=step, description=f"{stage}, loss {loss:.3f}")
+
+        folder = work or to.with_name(f"{to.name}.work")
+        stages = Stages(base, folder, passes, layers, seed, device, tick)
+        result = train_encoder(data, dev, to, stages)
     if as_json:
         show(result)
     else:

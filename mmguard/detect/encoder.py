@@ -8,7 +8,6 @@ score depend on its neighbours, and on a CPU it would save nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from mmguard.detect.windows import Shape, Window, clean, decoded
 from mmguard.errors import BundleError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 THREADS = "MMGUARD_THREADS"
 CACHE = 8192
+SESSIONS: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
+OPENING = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +172,20 @@ def key_of(window: Window) -> bytes:
 
 
 def open_session(model: bytes) -> Any:
-    """An ONNX Runtime session on the CPU, one thread a call, no busy waiting."""
+    """An ONNX Runtime session on the CPU, one thread a call, no busy waiting.
+
+    Equal models share one session.
+    """
     import onnxruntime as ort
 
+    key = blake2b(model).digest()
+    with OPENING:
+        if (found := SESSIONS.get(key)) is None:
+            SESSIONS[key] = found = make_session(ort, model)
+        return found
+
+
+def make_session(ort: Any, model: bytes) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

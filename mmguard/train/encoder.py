@@ -7,21 +7,27 @@ are none.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
+from mmguard.detect.encoder import Parts
 from mmguard.detect.windows import Shape
 from mmguard.errors import InputError
 from mmguard.train.augment import refusals, shorten
+from mmguard.train.export import export
 from mmguard.train.fit import Batch, Encode, Recipe, Run, fit, key_of, plan
+from mmguard.train.measure import load_rows
 from mmguard.train.mix import PICTURED, Contrast, Example, Row, bare, contrasts, examples
-from mmguard.train.network import Network, keep_layers, load_network
+from mmguard.train.network import HEADS, Network, keep_layers, load_network
+from mmguard.train.pack import calibrate, judge, manifest, split, write
+from mmguard.train.report import describe, tally
 
 REFUSALS = 1500
 Tick = Callable[[str, int, int, float], object]
@@ -37,30 +43,32 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Stages:
-    """How a network comes about, and where its unfinished work lies.
+    """How a network comes about, and the folder of its unfinished work.
 
-    `base` is the folder or hub name of a BERT checkpoint with a `tokenizer.json`.
+    `base` is the folder or hub name of a BERT checkpoint with a `tokenizer.json`; `layers`
+    are the student's; `passes` are a member's over the data, the student takes one less.
     """
 
     base: str
     work: Path
-    members: Sequence[Recipe]
-    student: Recipe
-    layers: int
-    tick: Tick = field(default=lambda stage, step, steps, loss: None)
+    passes: int = 2
+    layers: int = 6
+    seed: int = 0
+    device: str = "cpu"
+    tick: Tick = lambda stage, step, steps, loss: None
 
+    @property
+    def members(self) -> tuple[Recipe, Recipe]:
+        """Two that differ, since their mean is then better than either: one learns no contrast."""
+        return self.recipe(0), replace(self.recipe(1), pairs=0.0)
 
-def stages(base: str, work: Path, tick: Tick, **numbers: Any) -> Stages:
-    """The stages that made the shipped bundle; `numbers` are `passes`, `layers`, `seed`, `device`.
+    @property
+    def student(self) -> Recipe:
+        return replace(self.recipe(2), passes=max(1, self.passes - 1))
 
-    The second member learns without contrast pairs: the average of two that differ is better
-    than either.
-    """
-    seed, passes, device = (numbers.get(n, d) for n, d in (("seed", 0), ("passes", 2), ("device", "cpu")))
-    first = Recipe(passes=passes, seed=seed, device=device, shape=Shape(window=192))
-    second = replace(first, seed=seed + 1, pairs=0.0)
-    student = replace(first, seed=seed + 2, passes=max(1, passes - 1))
-    return Stages(base, work, (first, second), student, numbers.get("layers", 6), tick)
+    def recipe(self, number: int) -> Recipe:
+        shape = Shape(window=192)
+        return Recipe(self.passes, seed=self.seed + number, device=self.device, shape=shape)
 
 
 def gather(rows: Sequence[Row], seed: int = 0) -> Corpus:
@@ -127,3 +135,46 @@ class Course:
 
     def tick(self, step: int, steps: int, loss: float) -> None:
         self.stages.tick(self.name, step, steps, loss)
+
+
+def train_encoder(data: Sequence[Path], dev: Path, out: Path, stages: Stages) -> dict[str, Any]:
+    """Train on `data`, calibrate and measure on `dev`, write the bundle; returns its `eval.json`.
+
+    Rows are those of `mmguard train linear`; besides, `harmful` and `safe` answers to one
+    `prompt`, or `meta.pref` and `meta.pair`. Raises `InputError` naming file and line of a
+    bad row.
+    """
+    rows = [row for path in data for row in load_rows(path)]
+    halves = split(load_rows(dev))
+    tokenizer, words = read_tokenizer(stages.base)
+    parts = Parts(tokenizer, HEADS)
+    model = export(train_network(gather(rows), stages, parts.encode))
+    detector = calibrate(model, parts, out.name, halves)
+    result = judge(detector, halves)
+    result["data"] = {path.name: digest(path.read_bytes()) for path in (*data, dev)}
+    files = {"model.onnx": model, "tokenizer.json": words}
+    about = {"layers": stages.layers, "window": parts.shape.window, "sources": tally(rows)}
+    notes = out / "NOTES.md"
+    card = describe(
+        out.name,
+        {**about, "base": Path(stages.base).name},
+        result,
+        notes.read_text(encoding="utf-8") if notes.is_file() else "",
+    )
+    write(out, manifest(detector, files), files, card, result)
+    return result
+
+
+def read_tokenizer(base: str) -> tuple[Any, bytes]:
+    """The base's tokenizer without cutting or padding, and itself as bytes."""
+    from tokenizers import Tokenizer
+    from transformers.utils.hub import cached_file
+
+    found = Tokenizer.from_file(cached_file(base, "tokenizer.json"))
+    found.no_truncation()
+    found.no_padding()
+    return found, found.to_str().encode()
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

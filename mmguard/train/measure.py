@@ -23,7 +23,7 @@ from mmguard.evals.figures import (
     figures as figures,
 )
 from mmguard.rows import make_sample, read_rows
-from mmguard.types import Detector
+from mmguard.types import Detector, Sample
 
 Row = Mapping[str, Any]
 SIDES = {"answer": ("response_harm", "response"), "request": ("prompt_harm", "prompt")}
@@ -50,11 +50,16 @@ def keep(rows: Sequence[Row], side: str) -> list[Row]:
     return [row for row in rows if row.get(label) is not None and row.get(text)]
 
 
+def samples_of(rows: Sequence[Row], side: str) -> list[Sample]:
+    """The rows as a detector sees them on this side, pictures left out."""
+    hidden = {} if side == "answer" else {"response": None}
+    return [make_sample({**row, **hidden, "image": None}, Path()) for row in rows]
+
+
 def scores(detector: Detector, rows: Sequence[Row], side: str) -> tuple[Array, Array]:
     """The detector's scores of the labelled rows, and the labels."""
     kept = keep(rows, side)
-    hidden = {} if side == "answer" else {"response": None}
-    samples = [make_sample({**row, **hidden, "image": None}, Path()) for row in kept]
+    samples = samples_of(kept, side)
     labels = np.array([row[SIDES[side][0]] for row in kept], dtype=int)
     if len(set(labels.tolist())) < 2:
         raise InputError(f"the rows have not both values of {SIDES[side][0]}: nothing to measure")

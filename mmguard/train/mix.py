@@ -56,10 +56,10 @@ LEFT_OUT = ("shadow_alignment",)
 PICTURED = ("vlsbench", "msts_en_mm")
 # The native categories of the data in the words of the MLCommons hazard list.
 NATIVE = {
-    "violent_crimes": "violent crimes|physical harm|violence|murder|terrorism|weapon|kill|hate crime"
-    "|poison|rioting|assault|abuse and physical|bomb|property_v",
-    "non_violent_crimes": "non-violent crimes|economic harm|fraud|theft|financial|phis|scam|piracy"
-    "|property crimes|drug|counterfeit|illegal activity|cheating|trafficking",
+    "violent_crimes": "violent crimes|physical harm|violence|murder|terrorism|weapon|kill"
+    "|hate crime|poison|rioting|assault|abuse and physical|bomb",
+    "non_violent_crimes": "non-violent crimes|economic harm|fraud|theft|financial|phis|scam"
+    "|piracy|property crimes|drug|counterfeit|illegal activity|cheating|trafficking",
     "sex_crimes": "sex-related crimes",
     "child_exploitation": "child",
     "defamation": "libel|defamation",

@@ -1,0 +1,207 @@
+"""The encoder detector around its network: windows, cache, threads, canaries, broken bundles."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from mmguard.bundles import load_detector
+from mmguard.detect.encoder import EncoderDetector, Parts, Scale
+from mmguard.detect.windows import Shape
+from mmguard.errors import BundleError
+from mmguard.types import Finding, Sample
+from tests.world import ask
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "bad", "worse", "good", "sorry", "how"]
+HEADS = ("answer", "request", "refusal", "hate", "privacy")
+WORDS_OF = {"answer": "bad", "request": "how", "refusal": "sorry", "hate": "worse"}
+
+
+class Session:
+    """A network that reads words: a head's logit is 4 if its word is there, else -4."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def run(self, outputs: None, fed: Mapping[str, Any]) -> list[Any]:
+        ids, types = fed["input_ids"], fed["token_type_ids"]
+        assert ids.shape == types.shape
+        assert ids.shape[0] == 1
+        self.seen.append(tuple(ids[0].tolist()))
+        found = [WORDS.index(WORDS_OF[h]) in ids if h in WORDS_OF else False for h in HEADS]
+        return [np.array([[4.0 if hit else -4.0 for hit in found]], np.float32)]
+
+
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    return made
+
+
+def make(threads: int = 1, **scales: Scale) -> EncoderDetector:
+    shape = Shape(window=16, request=4, overlap=2, start=2, end=3)
+    parts = Parts(tokenizer(), HEADS, shape, scales)
+    return EncoderDetector("fake", {"medium": 0.5}, Session(), parts, threads)
+
+
+def find(detector: EncoderDetector, query: str, reply: str | None) -> Finding:
+    return detector.score([Sample(ask(query), reply)])[0]
+
+
+def test_heads() -> None:
+    detector = make()
+    harmful = find(detector, "how", "bad worse")
+    assert harmful.score > 0.9
+    assert (harmful.label, harmful.category) == ("harmful", "hate")
+    assert set(harmful.categories) == {"hate", "privacy"}
+    assert find(detector, "how", "sorry").label == "refusal"
+    assert find(detector, "how", "good").label == "safe"
+    assert find(detector, "how", None).score > 0.9 > find(detector, "good", None).score
+    assert find(detector, "how", None).label == "harmful"
+
+
+@pytest.mark.parametrize("place", [0, 13, 400, 2999])
+def test_harm_anywhere_is_found(place: int) -> None:
+    words = ["good"] * 3000
+    words[place] = "bad"
+    found = find(make(), "how", " ".join(words))
+    assert found.score > 0.9
+    assert found.chars == len(" ".join(words)) + 3
+
+
+def test_the_start_decides_what_is_a_refusal() -> None:
+    assert find(make(), "how", "sorry " + "good " * 100).label == "refusal"
+    assert find(make(), "how", "good " * 100 + "sorry").label == "safe"
+
+
+def test_what_base64_hides_is_read() -> None:
+    hidden = base64.b64encode(b"this is a bad text about it").decode()
+    assert find(make(), "good", f"good {hidden} good").score > 0.9
+    assert find(make(), f"good {hidden}", "good").score < 0.1
+    asked = base64.b64encode(b"please tell me how this is done").decode()
+    assert find(make(), f"good {asked}", None).score > 0.9
+
+
+def test_a_stream_reads_each_full_window_once() -> None:
+    detector, words = make(), [f"good{i}" for i in range(300)]
+    session: Session = detector.session
+    for end in range(1, len(words) + 1):
+        find(detector, "how", " ".join(words[:end]))
+    grown = len(session.seen)
+    assert grown <= len(words), "at most the last window is new at each piece"
+    find(detector, "how", " ".join(words))
+    assert len(session.seen) == grown, "what was scored is not scored again"
+
+
+def test_the_cache_forgets_the_oldest() -> None:
+    detector = make()
+    detector.cache.size = 2
+    for reply in ("good", "bad", "worse", "good"):
+        find(detector, "how", reply)
+    assert len(detector.session.seen) == 4
+    assert len(detector.cache.kept) == 2
+
+
+def test_types_are_part_of_the_key() -> None:
+    """The same tokens as request or as answer are two windows."""
+    detector = make()
+    find(detector, "good", None)
+    found = find(detector, "", "good")
+    assert found.score < 0.5
+    assert len(detector.session.seen) == 2
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join),
+        st.none() | st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join),
+    ),
+    max_size=6,
+)
+
+
+@given(ROWS)
+@settings(deadline=None)
+def test_batch_equals_one_by_one(rows: Sequence[tuple[str, str | None]]) -> None:
+    samples = [Sample(ask(query), reply) for query, reply in rows]
+    together = make().score(samples)
+    assert together == [make().score([sample])[0] for sample in samples]
+    assert together == make(3).score(samples)
+
+
+def test_threads_work_at_once() -> None:
+    """Two windows meet in the network; one thread alone would wait for ever."""
+    detector, meeting = make(2), threading.Barrier(2, timeout=20)
+    inner = detector.session.run
+
+    def meet(outputs: None, fed: Mapping[str, Any]) -> list[Any]:
+        meeting.wait()
+        found: list[Any] = inner(outputs, fed)
+        return found
+
+    detector.session.run = meet
+    found = detector.score([Sample(ask("how"), reply) for reply in ("bad", "good")])
+    assert [finding.label for finding in found] == ["harmful", "safe"]
+
+
+def test_scales_make_probabilities() -> None:
+    detector = make(answer=Scale(0.5, 1.0))
+    assert find(detector, "how", "bad").score == pytest.approx(1 / (1 + np.exp(-3.0)))
+    assert find(detector, "how", "good").score == pytest.approx(1 / (1 + np.exp(1.0)))
+
+
+def write_bundle(folder: Path, **changes: Any) -> Path:
+    settings = {
+        "heads": list(HEADS),
+        "shape": {"window": 16, "request": 4, "overlap": 2, "start": 2, "end": 3},
+        "scales": {"answer": {"slope": 1.0, "shift": 0.0}},
+    }
+    files = {"model.onnx": b"no model", "tokenizer.json": tokenizer().to_str().encode()}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    manifest = {
+        "name": "mine",
+        "version": "1",
+        "kind": "encoder",
+        "description": "a test",
+        "license": "Apache-2.0",
+        "thresholds": {"medium": 0.5},
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "settings": settings,
+    }
+    (folder / "detector.yaml").write_text(yaml.safe_dump({**manifest, **changes}))
+    return folder
+
+
+def test_a_broken_model_does_not_load(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx does not load"):
+        load_detector(write_bundle(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["heads", "shape", "scales"])
+def test_missing_settings_are_named(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path)
+    manifest = yaml.safe_load((tmp_path / "detector.yaml").read_text())
+    del manifest["settings"][name]
+    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(BundleError, match=name):
+        load_detector(tmp_path)
+
+
+@pytest.mark.parametrize("wanted", ["0", "many", "-1", "1.5"])
+def test_threads_are_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setenv("MMGUARD_THREADS", wanted)
+    with pytest.raises(BundleError, match="number of cores"):
+        load_detector(write_bundle(tmp_path))
