@@ -21,7 +21,7 @@ from mmguard import prompts, registry
 from mmguard.asks import Answer, Flow, Generate, Score, emit, generate, read, together
 from mmguard.case import Case
 from mmguard.errors import DetectorError
-from mmguard.types import JUDGE, Action, Coverage, Finding, Guarded, Reply, Request, Sample
+from mmguard.types import Action, Coverage, Finding, Guarded, Reply, Request, Sample
 from mmguard.verdict import is_grey, strictest, weigh
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def opine(case: Case, stage: str, grey: Sequence[Check], sample: Sample) -> Flow
 
 
 def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
-    judge = policy.judge
-    if check.detector != JUDGE or judge is None:
+    if (judge := policy.opinion(check)) is None:
         return Score(check.detector, sample)
     return Generate(judge.model, prompts.judge(policy.prompts.judge, sample, judge.image))
 

@@ -28,7 +28,7 @@ from mmguard import prompts, registry
 from mmguard.bundles import data_folder, is_path
 from mmguard.errors import PolicyError, UnknownName
 from mmguard.source import Layer, Where, merge, read_layer
-from mmguard.types import JUDGE, Action
+from mmguard.types import JUDGE, SELF, Action
 
 Word = Literal["low", "medium", "high"]
 Thresholds = Mapping[str, Mapping[str, float]]
@@ -237,7 +237,7 @@ class Policy(Strict):
         if asks and self.judge is None:
             fix = "asks a judge that names no model; add judge: {model: target}"
             raise contradict(*where, "detector", value=check.detector, fix=fix)
-        if where[0] == "input" and asks:
+        if where[0] == "input" and (asks or check.detector == SELF):
             fix = "a judge reads answers, not requests; move this check to output"
             raise contradict(*where, "detector", value=check.detector, fix=fix)
         if not self.repair and "repair" in actions(check):
@@ -259,7 +259,7 @@ class Policy(Strict):
     @cached_property
     def detectors(self) -> frozenset[str]:
         """Names of the detectors that a flow under this policy may ask."""
-        return frozenset(c.detector for c in (*self.input, *self.output)) - {JUDGE}
+        return frozenset(c.detector for c in (*self.input, *self.output)) - {JUDGE, SELF}
 
     @cached_property
     def tag(self) -> str:
@@ -272,6 +272,10 @@ class Policy(Strict):
         default = self.refusals.get("default", prompts.REFUSAL)
         return self.refusals.get(category, default)
 
+    def opinion(self, check: Check) -> Judge | None:
+        """The model whose word a check takes; `None` where a detector scores."""
+        return {JUDGE: self.judge, SELF: Judge(model="target")}.get(check.detector)
+
     def second(self, action: Action) -> Check:
         """The judge's opinion as a check that leads to this action."""
         strictness = self.judge.strictness if self.judge else 0.0
@@ -279,7 +283,7 @@ class Policy(Strict):
 
     def bind(self, thresholds: Thresholds) -> Policy:
         """This policy with every strictness a number, from each detector's own thresholds."""
-        words = {JUDGE: JUDGE_WORDS, **thresholds}
+        words = {JUDGE: JUDGE_WORDS, SELF: JUDGE_WORDS, **thresholds}
         judge = self.judge and self.judge.model_copy(
             update={
                 "strictness": JUDGE_WORDS.get(str(self.judge.strictness), self.judge.strictness)

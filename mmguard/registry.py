@@ -19,10 +19,29 @@ if TYPE_CHECKING:
 Kind = Literal["detectors", "kinds", "models", "steps"]
 
 BUILTIN: dict[Kind, dict[str, str]] = {
-    "detectors": {},
+    "detectors": {
+        "llama-guard-3-1b": "mmguard.detect.named:llama_guard_3_1b",
+        "llama-guard-3-8b": "mmguard.detect.named:llama_guard_3_8b",
+        "llama-guard-3-11b-vision": "mmguard.detect.named:llama_guard_3_11b_vision",
+        "llama-guard-4-12b": "mmguard.detect.named:llama_guard_4_12b",
+        "qwen3guard-gen-0.6b": "mmguard.detect.named:qwen3guard_gen_0_6b",
+        "qwen3guard-gen-4b": "mmguard.detect.named:qwen3guard_gen_4b",
+        "qwen3guard-gen-8b": "mmguard.detect.named:qwen3guard_gen_8b",
+        "shieldgemma-2b": "mmguard.detect.named:shieldgemma_2b",
+        "shieldgemma-9b": "mmguard.detect.named:shieldgemma_9b",
+        "shieldgemma-27b": "mmguard.detect.named:shieldgemma_27b",
+        "granite-guardian-3.1-2b": "mmguard.detect.named:granite_guardian_3_1_2b",
+        "granite-guardian-3.1-8b": "mmguard.detect.named:granite_guardian_3_1_8b",
+        "granite-guardian-3.2-5b": "mmguard.detect.named:granite_guardian_3_2_5b",
+        "granite-guardian-3.3-8b": "mmguard.detect.named:granite_guardian_3_3_8b",
+        "openai-moderation": "mmguard.detect.named:openai_moderation",
+    },
     "kinds": {
+        "classifier": "mmguard.detect.classifier:load",
         "encoder": "mmguard.detect.encoder:load",
+        "guard": "mmguard.detect.guards:load",
         "linear": "mmguard.detect.linear:load",
+        "moderation": "mmguard.detect.moderation:load",
         "phrases": "mmguard.detect.phrases:load",
     },
     "models": {

@@ -15,6 +15,8 @@ Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 SEVERITY: Mapping[Action, int] = {"pass": 0, "repair": 1, "block": 2}
 # The name under which a model, asked the judge's question, counts as a detector.
 JUDGE = "judge"
+# The target model itself, asked the judge's question: what ECSO does.
+SELF = "self"
 
 # What shapes an answer but cannot carry its subject: all that an eyes-closed request keeps.
 SAMPLING = frozenset(

@@ -44,7 +44,7 @@ def read_answer(check: Check, answer: Answer) -> Finding:
         return answer
     try:
         if isinstance(answer, Reply):
-            return read_judge(answer)
+            return replace(read_judge(answer), detector=check.detector)
         error = f"{type(answer).__name__}: {answer}"
     except DetectorError as exc:
         error = str(exc)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mmguard.detect.hazards import HAZARDS
 
@@ -31,7 +31,8 @@ class Family:
     several labels the last one counts. `arguments` are its chat template's. `categories`
     maps names in its text, found after `listed`, to ours. `images` is how many pictures it
     takes, `whole` whether it reads the whole conversation, `tokens` how much it may write.
-    `prompt` says that it has no chat template and must be given its prompt.
+    `form` says how it is asked: by its chat template, by a whole prompt that a user must
+    give, or, being no guard at all, by mmguard's own question.
     """
 
     labels: Mapping[str, float]
@@ -44,7 +45,7 @@ class Family:
     images: int = 0
     whole: bool = True
     tokens: int = 32
-    prompt: bool = False
+    form: Literal["template", "prompt", "judge"] = "template"
 
 
 SAFE_UNSAFE = {"safe": 0.0, "unsafe": 1.0}
@@ -124,7 +125,7 @@ FAMILIES: Mapping[str, Family] = {
         ("Harmful request:",),
         ("Harmful request:", "Response refusal:", "Harmful response:"),
         whole=False,
-        prompt=True,
+        form="prompt",
     ),
     "granite-guardian-3": Family(
         TITLED, arguments={"guardian_config": {"risk_name": "harm"}}, tokens=16
@@ -136,5 +137,5 @@ FAMILIES: Mapping[str, Family] = {
         arguments={"guardian_config": {"criteria_id": "harm"}, "think": False},
     ),
     # Any chat model, asked mmguard's own question: see `prompts.JUDGE`.
-    "judge": Family(TITLED, images=16, whole=False, tokens=4),
+    "judge": Family(TITLED, images=16, whole=False, tokens=4, form="judge"),
 }
