@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -86,9 +86,7 @@ class ClassifierDetector:
     def score(self, samples: Sequence[Sample]) -> list[Finding]:
         windows = [w for i, sample in enumerate(samples) for w in self.split(i, sample)]
         rows: list[list[list[float]]] = [[] for _ in samples]
-        step = self.settings.batch_size
-        for start in range(0, len(windows), step):
-            batch = windows[start : start + step]
+        for batch in self.batches(windows):
             for window, shares in zip(batch, self.classify(batch), strict=True):
                 rows[window.row].append(shares)
         return [self.find(sample, row) for sample, row in zip(samples, rows, strict=True)]
@@ -152,16 +150,23 @@ class ClassifierDetector:
         )
         return [(start, end) for start, end in encoded["offset_mapping"] if end > start]
 
+    def batches(self, windows: Sequence[Window]) -> Iterator[list[Window]]:
+        """Windows that can share a call: a lone text is not a pair with an empty one."""
+        pairs = [window for window in windows if window.second is not None]
+        alone = [window for window in windows if window.second is None]
+        step = self.settings.batch_size
+        for group in (pairs, alone):
+            yield from (group[i : i + step] for i in range(0, len(group), step))
+
     # -- model ----------------------------------------------------------------
 
     def classify(self, windows: Sequence[Window]) -> list[list[float]]:
         """Each window's probability of each label."""
         import torch
 
-        pairs = [w.second for w in windows]
-        given: dict[str, Any] = {"text": [w.first for w in windows]}
-        if any(pair is not None for pair in pairs):
-            given["text_pair"] = [pair or "" for pair in pairs]
+        given = {"text": [w.first for w in windows]}
+        if pairs := [w.second for w in windows if w.second is not None]:
+            given["text_pair"] = pairs
         inputs = self.tokenizer(**given, padding=True, return_tensors="pt", verbose=False)
         with self.lock, evaluating(self.model), torch.inference_mode():
             try:

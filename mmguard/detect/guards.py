@@ -70,6 +70,7 @@ class Asker(Protocol):
     """Whatever puts questions to a guard."""
 
     def ask(self, questions: Sequence[Question]) -> Sequence[Verdict | MmguardError]: ...
+    def close(self) -> None: ...
 
 
 class GuardDetector:
@@ -96,6 +97,10 @@ class GuardDetector:
             self.find(*row, failure)
             for row, failure in zip(zip(samples, asked, rows, strict=True), failures, strict=True)
         ]
+
+    def close(self) -> None:
+        """Close the connections to a guard behind a server."""
+        self.asker.close()
 
     def find(
         self,

@@ -67,6 +67,9 @@ class ModerationDetector:
             raise failures[0]
         return [self.note(one) if isinstance(one, MmguardError) else one for one in found]
 
+    def close(self) -> None:
+        self.client.close()
+
     def note(self, failure: MmguardError) -> Finding:
         return Finding(self.name, 1.0, "error", error=str(failure)[:300])
 

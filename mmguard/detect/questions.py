@@ -77,12 +77,13 @@ class Writer:
 
     def converse(self, sample: Sample) -> Request:
         """The turns in strict alternation, the reply last: templates refuse all else."""
-        shown = set(map(id, self.images(sample)))
-        turns = [
-            Message(SPOKEN[message.role], parts)
-            for message in sample.request.messages
-            if message.role in SPOKEN and (parts := self.read(message, shown))
-        ]
+        hidden = len(sample.request.images) - len(self.images(sample))
+        turns: list[Message] = []
+        for message in sample.request.messages:
+            images = [part for part in message.parts if isinstance(part, Image)]
+            shown, hidden = images[hidden:], max(0, hidden - len(images))
+            if message.role in SPOKEN and (parts := read(message, shown)):
+                turns.append(Message(SPOKEN[message.role], parts))
         joined = join(turns) or [Message("user", (Text(prompts.NO_WORDS),))]
         if not self.family.whole:
             joined = [turn for turn in joined if turn.role == "user"][-1:]
@@ -94,13 +95,13 @@ class Writer:
         """The last pictures of the request, as many as the guard takes."""
         return sample.request.images[-self.family.images :] if self.family.images else ()
 
-    def read(self, message: Message, shown: set[int]) -> tuple[Part, ...]:
-        """The parts of a message that the guard can read; never none of a user's."""
-        images = [part for part in message.parts if isinstance(part, Image) and id(part) in shown]
-        text = defuse(message.text)
-        if not text and message.role == "user":
-            text = prompts.NO_WORDS
-        return (*images, Text(text)) if text else tuple(images)
+
+def read(message: Message, images: list[Image]) -> tuple[Part, ...]:
+    """These pictures and the words of a message; never nothing of a user's."""
+    text = defuse(message.text)
+    if not text and message.role == "user":
+        text = prompts.NO_WORDS
+    return (*images, Text(text)) if text else tuple(images)
 
 
 def join(turns: list[Message]) -> list[Message]:

@@ -29,6 +29,9 @@ class Remote:
         with ThreadPoolExecutor(min(len(questions), THREADS) or 1) as pool:
             return list(pool.map(self.attempt, questions))
 
+    def close(self) -> None:
+        self.model.close()
+
     def attempt(self, question: Question) -> Verdict | MmguardError:
         try:
             return self.answer(question)

@@ -48,7 +48,7 @@ class Resident:
     ) -> None:
         self.host, self.family = host, family
         self.floor, self.listing = floor, listing
-        self.plain = family.form == "template" and not family.images and self.takes_plain()
+        self.plain = family.form == "template" and self.takes_plain()
 
     # -- asking ---------------------------------------------------------------
 
@@ -59,6 +59,9 @@ class Resident:
             rows = [questions[i] for i in places]
             found.update(zip(places, self.attempt(rows), strict=True))
         return [found[i] for i in range(len(questions))]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def group(self, questions: Sequence[Question]) -> Iterator[list[int]]:
         """Places of questions that can share a batch: alike in pictures and leads."""
@@ -100,12 +103,28 @@ class Resident:
     # -- text -----------------------------------------------------------------
 
     def takes_plain(self) -> bool:
-        """Whether the chat template takes words as they are, not as a list of parts."""
-        turn = [{"role": "user", "content": PROBE}]
-        try:
-            return PROBE in self.template(turn, self.probe_arguments())
-        except Exception:
-            return False
+        """Whether the chat template takes words as they are, or only a list of parts.
+
+        Raises `BundleError` if it takes neither.
+        """
+        forms: list[Any] = [[{"type": "text", "text": PROBE}]]
+        if not self.family.images:
+            forms.insert(0, PROBE)
+        reason = "it leaves the words out"
+        for content in forms:
+            try:
+                made = self.template([{"role": "user", "content": content}], self.probe_arguments())
+            except BundleError:
+                raise
+            except Exception as exc:
+                reason = str(exc)
+                continue
+            if PROBE in made and "{'type'" not in made:
+                return isinstance(content, str)
+        raise BundleError(
+            f"the chat template of settings.model {self.host.name!r} does not take a turn"
+            f" ({reason}): name another family, or a model of this one"
+        )
 
     def probe_arguments(self) -> Mapping[str, Any]:
         first = self.family.criteria[0].request if self.family.criteria else {}
@@ -146,7 +165,9 @@ class Resident:
             given["images"] = [[decode(image) for image in row] for row in images]
         inputs = self.host.processor(**given)
         self.check_length(inputs["input_ids"].shape[1])
-        return inputs.to(self.host.model.device, dtype=self.host.model.dtype)
+        model = self.host.model
+        # A tokenizer's own tensors are ids, which have no other type to be in.
+        return inputs.to(model.device, **({"dtype": model.dtype} if images[0] else {}))
 
     def check_length(self, size: int) -> None:
         config = self.host.model.config.get_text_config()
