@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,11 @@ def test_training_mode_is_kept(tmp_path: Path) -> None:
     detector.model.train()
     assert [f.score for f in detector.score(ROWS)] == [f.score for f in first]
     assert detector.model.training
+
+
+def test_many_threads_at_once(tmp_path: Path) -> None:
+    detector = load(tmp_path, TWO)
+    expected = detector.score(ROWS)
+    with ThreadPoolExecutor(4) as pool:
+        for findings in pool.map(detector.score, [ROWS] * 8):
+            assert findings == expected

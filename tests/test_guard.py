@@ -273,6 +273,24 @@ def test_judge_as_first_check_without_picture() -> None:
     assert isinstance(target.seen[1], TextRequest)
 
 
+@pytest.mark.parametrize(("yes", "action"), [(0.9, "block"), (0.2, "pass")])
+def test_self_asks_the_target(yes: float, action: str) -> None:
+    policy = make_policy(output=[{"detector": "self"}], repair=["detoxify"])
+    target = ScriptedModel(judged({"Yes": yes, "No": 1 - yes}))
+    guarded = chat(SEEN, policy, target=target)
+    assert guarded.action == action
+    assert guarded.trail[0].detector == "self"
+    assert guarded.trail[0].score == pytest.approx(yes)
+    assert target.seen[1].images == SEEN.images
+
+
+def test_unparsed_self_is_an_error() -> None:
+    policy = make_policy(output=[{"detector": "self"}])
+    guarded = chat(SEEN, policy, target=ScriptedModel(judged({}, "Well, perhaps.")))
+    assert guarded.action == "block"
+    assert "neither yes nor no" in guarded.trail[0].error
+
+
 def test_unparsed_judge_is_an_error() -> None:
     policy = make_policy(output=[{"detector": "judge"}], judge={"model": "target"})
     guarded = chat(SEEN, policy, target=ScriptedModel(judged({}, "Well, perhaps.")))

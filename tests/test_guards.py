@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mmguard.detect.families import FAMILIES
 from mmguard.detect.guards import GuardDetector
 from mmguard.detect.questions import Writer, defuse
 from mmguard.detect.resident import Resident
-from mmguard.errors import BundleError, DetectorError
+from mmguard.errors import BundleError, DetectorError, MissingExtra
 from mmguard.models.hf import HFModel
 from mmguard.models.scripted import ScriptedModel
 from mmguard.types import Detector, Message, Opaque, Request, Sample, Text
@@ -316,3 +318,31 @@ def test_by_name(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BundleError, match="not here"):
         wrap(ScriptedModel(str), policy={"output": [{"detector": "qwen3guard-gen-0.6b"}]})
     assert asked[-1] == "Qwen/Qwen3Guard-Gen-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "settings"),
+    [
+        ("torch", "hf", {"family": "llama-guard-3"}),
+        ("transformers", "hf", {"family": "llama-guard-4"}),
+        ("httpx", "server", {"family": "llama-guard-3", "url": "http://127.0.0.1:9/v1"}),
+    ],
+)
+def test_without_the_extra(
+    package: str,
+    extra: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 'mmguard\[{extra}\]'"):
+        load_detector(write_bundle(tmp_path, "guard", model="no/such", **settings))
+
+
+def test_many_threads_at_once() -> None:
+    detector = guard("llama-guard-3")
+    expected = [f.score for f in detector.score(ROWS)]
+    with ThreadPoolExecutor(4) as pool:
+        for findings in pool.map(detector.score, [ROWS] * 8):
+            assert [f.score for f in findings] == pytest.approx(expected, abs=1e-6)

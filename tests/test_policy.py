@@ -84,6 +84,7 @@ BAD_FILES = [
         "input[0].detector",
         "move this check",
     ),
+    ("input:\n  - detector: self\n" + CHECK, 2, "input[0].detector: 'self'", "move this check"),
     (CHECK + "judge: {image: false}\n", 3, "judge.model:", "missing; add it"),
     ("description: no checks\n", 1, "output: []", "mode: off"),
     ("mode: off\n" + CHECK, 1, "mode: 'off'", "remove input and output"),

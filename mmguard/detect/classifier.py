@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mmguard.detect.settings import WORDS, Strict, load_weights, place_model, read_settings
+from mmguard.detect.settings import WORDS, Weights, load_weights, place_model, read_settings
+from mmguard.detect.windows import spread
 from mmguard.errors import BundleError, DetectorError
 from mmguard.models.hf import evaluating
 from mmguard.types import Finding, Sample
@@ -34,19 +35,17 @@ UNSAFE = re.compile(
 GENERIC = re.compile(r"label\d+")
 
 
-class Classifier(Strict):
+class Classifier(Weights):
     """The settings of a bundle of kind `classifier`.
 
-    `model` is a folder or hub name; `unsafe` the names of its unsafe labels, by default what
-    the names themselves say. `input: pair` gives it the request and the answer, `answer` the
-    answer alone; a request is always judged alone. `max_tokens` bounds a window.
+    `unsafe` are the names of its unsafe labels, by default what the names themselves say.
+    `input: pair` gives it the request and the answer, `answer` the answer alone; a request is
+    always judged alone. `max_tokens` bounds a window.
     """
 
-    model: str
     unsafe: tuple[str, ...] = ()
     input: Literal["pair", "answer"] = "pair"
     max_tokens: Annotated[int, Field(ge=16)] = 512
-    device: str | None = None
     batch_size: Annotated[int, Field(ge=1)] = 16
 
 
@@ -64,8 +63,10 @@ class ClassifierDetector:
 
     def __init__(self, name: str, thresholds: Mapping[str, float], settings: Classifier) -> None:
         self.name, self.thresholds, self.settings = name, thresholds, settings
-        self.tokenizer = load_weights("AutoTokenizer", settings.model)
-        model = load_weights("AutoModelForSequenceClassification", settings.model)
+        self.tokenizer = load_weights("AutoTokenizer", settings.model, **settings.pinned)
+        model = load_weights(
+            "AutoModelForSequenceClassification", settings.model, **settings.pinned
+        )
         self.model = place_model(model, settings.device)
         self.labels: dict[int, str] = dict(self.model.config.id2label)
         self.many = self.model.config.problem_type == "multi_label_classification"
@@ -84,12 +85,14 @@ class ClassifierDetector:
         return int(min(self.settings.max_tokens, self.tokenizer.model_max_length, own))
 
     def score(self, samples: Sequence[Sample]) -> list[Finding]:
-        windows = [w for i, sample in enumerate(samples) for w in self.split(i, sample)]
-        rows: list[list[list[float]]] = [[] for _ in samples]
-        for batch in self.batches(windows):
-            for window, shares in zip(batch, self.classify(batch), strict=True):
-                rows[window.row].append(shares)
-        return [self.find(sample, row) for sample, row in zip(samples, rows, strict=True)]
+        # A fast tokenizer fails when two threads pad with it at once.
+        with self.lock:
+            windows = [w for i, sample in enumerate(samples) for w in self.split(i, sample)]
+            rows: list[list[list[float]]] = [[] for _ in samples]
+            for batch in self.batches(windows):
+                for window, shares in zip(batch, self.classify(batch), strict=True):
+                    rows[window.row].append(shares)
+            return [self.find(sample, row) for sample, row in zip(samples, rows, strict=True)]
 
     def find(self, sample: Sample, rows: Sequence[Sequence[float]]) -> Finding:
         if not all(0 <= share <= 1 for row in rows for share in row):
@@ -136,12 +139,10 @@ class ClassifierDetector:
     def pieces(self, text: str, room: int) -> list[str]:
         """Overlapping pieces of at most `room` tokens."""
         # Where a piece begins inside a word, its tokens may be some more than they were.
-        room = max(1, room - 4)
+        room = max(2, room - 4)
         spans = self.spans(text)
-        last = max(0, len(spans) - room)
-        starts = [*range(0, last, max(1, room // 2)), last]
-        cuts = [(spans[s][0], spans[min(s + room, len(spans)) - 1][1]) for s in starts if spans]
-        return [text[start:end] for start, end in cuts] or [text]
+        cuts = [piece for piece in spread(range(len(spans)), room, room // 2) if piece]
+        return [text[spans[cut[0]][0] : spans[cut[-1]][1]] for cut in cuts] or [text]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of the text begins and ends, in characters."""
@@ -168,7 +169,7 @@ class ClassifierDetector:
         if pairs := [w.second for w in windows if w.second is not None]:
             given["text_pair"] = pairs
         inputs = self.tokenizer(**given, padding=True, return_tensors="pt", verbose=False)
-        with self.lock, evaluating(self.model), torch.inference_mode():
+        with evaluating(self.model), torch.inference_mode():
             try:
                 logits = self.model(**inputs.to(self.model.device)).logits.float()
             except Exception as exc:

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from mmguard.detect.families import FAMILIES, Family
 from mmguard.detect.questions import Question, Writer
 from mmguard.detect.readings import Verdict
-from mmguard.detect.settings import WORDS, Endpoint, Strict, parse_settings, read_settings
+from mmguard.detect.settings import WORDS, Endpoint, Weights, parse_settings, read_settings
 from mmguard.errors import MmguardError, UnknownName
 from mmguard.types import Finding, Sample
 
@@ -23,22 +23,20 @@ if TYPE_CHECKING:
     from mmguard.bundles import Bundle
 
 
-class Guard(Strict):
+class Guard(Weights):
     """The settings of a bundle of kind `guard`.
 
-    `model` is a folder or hub name, or, with `url`, the name that the server knows.
+    With `url`, `model` is the name that the server knows.
     `controversial` says what Qwen3Guard's middle label counts as. `arguments` add to the chat
     template's own. `prompt`, with the blanks {query} and {answer}, is for a family without
     chat template. `floor` is the least probability that the labels must have together.
     """
 
     family: str
-    model: str
     url: str | None = Field(default=None, pattern="^https?://")
     key_env: str = ""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     logprobs: bool = True
-    device: str | None = None
     batch_size: Annotated[int, Field(ge=1)] = 8
     controversial: Literal["unsafe", "safe"] = "unsafe"
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -159,14 +157,16 @@ def make_guard(name: str, thresholds: Mapping[str, float], settings: Guard) -> G
     if "Controversial" in family.labels and settings.controversial == "safe":
         family = replace(family, labels={**family.labels, "Controversial": 0.0})
     writer = Writer(family, settings.arguments, settings.prompt)
-    return GuardDetector(name, thresholds, writer, open_asker(family, settings))
+    asker = open_asker(family, settings, min(thresholds.values(), default=0.3))
+    return GuardDetector(name, thresholds, writer, asker)
 
 
-def open_asker(family: Family, settings: Guard) -> Asker:
+def open_asker(family: Family, settings: Guard, listing: float) -> Asker:
+    """`listing` is the least score whose categories matter to anybody."""
     if settings.url is None:
         from mmguard.detect.resident import load_resident
 
-        return load_resident(settings, family)
+        return load_resident(settings, family, listing)
     from mmguard.detect.remote import Remote
     from mmguard.models.openai import OpenAIModel
 

@@ -6,6 +6,7 @@ What a guard writes before its label is written for it, so that the label is the
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
 PROBE = "mmguard probe"
 
 
-def load_resident(settings: Guard, family: Family) -> Resident:
+def load_resident(settings: Guard, family: Family, listing: float) -> Resident:
     """The guard in a local folder or of the hub; `BundleError` if it cannot be loaded."""
     seeing = family.images > 0
-    processor = load_weights("AutoProcessor" if seeing else "AutoTokenizer", settings.model)
+    name, pinned = settings.model, settings.pinned
+    processor = load_weights("AutoProcessor" if seeing else "AutoTokenizer", name, **pinned)
     kind = "AutoModelForImageTextToText" if seeing else "AutoModelForCausalLM"
-    model = place_model(load_weights(kind, settings.model), settings.device)
-    host = HFModel(model, processor, name=settings.model, batch_size=settings.batch_size)
-    return Resident(host, family, floor=settings.floor)
+    model = place_model(load_weights(kind, name, **pinned), settings.device)
+    host = HFModel(model, processor, name=name, batch_size=settings.batch_size)
+    return Resident(host, family, floor=settings.floor, listing=listing)
 
 
 class Resident:
@@ -48,6 +50,8 @@ class Resident:
     ) -> None:
         self.host, self.family = host, family
         self.floor, self.listing = floor, listing
+        # A fast tokenizer fails when two threads pad with it at once.
+        self.lock = threading.Lock()
         self.plain = family.form == "template" and self.takes_plain()
 
     # -- asking ---------------------------------------------------------------
@@ -55,9 +59,10 @@ class Resident:
     def ask(self, questions: Sequence[Question]) -> list[Verdict | MmguardError]:
         """A verdict or a failure for each question, in order."""
         found: dict[int, Verdict | MmguardError] = {}
-        for places in self.group(questions):
-            rows = [questions[i] for i in places]
-            found.update(zip(places, self.attempt(rows), strict=True))
+        with self.lock:
+            for places in self.group(questions):
+                rows = [questions[i] for i in places]
+                found.update(zip(places, self.attempt(rows), strict=True))
         return [found[i] for i in range(len(questions))]
 
     def close(self) -> None:

@@ -44,6 +44,18 @@ class Endpoint(Strict):
         return found
 
 
+class Weights(Strict):
+    """Weights in a local folder or of the hub, at a `revision`; a GPU is used if there is one."""
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    device: str | None = None
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        return {} if self.revision is None else {"revision": self.revision}
+
+
 def read_settings(kind: type[T], bundle: Bundle) -> T:
     """The bundle's settings as this model; `BundleError` names what is wrong and the fix."""
     return parse_settings(kind, bundle.settings, bundle.name)
