@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,26 @@ def test_models_of_another_family(tmp_path: Path) -> None:
     words.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(BundleError, match="does not take a turn"):
         Resident(HFModel(model, words), FAMILIES["llama-guard-3"])
+
+
+def test_templates_that_refuse_a_row() -> None:
+    model, words = made("llama-guard-3")
+    words = copy.deepcopy(words)
+    words.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('no') }}"
+        "{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    asker = Resident(HFModel(model, words), FAMILIES["llama-guard-3"], floor=0)
+    findings = GuardDetector("g", {}, Writer(FAMILIES["llama-guard-3"]), asker).score(ROWS)
+    assert [bool(f.error) for f in findings] == [False, True, True, False]
+    assert "template" in findings[1].error
+
+
+def test_labels_that_no_token_tells_apart() -> None:
+    model, words = made("llama-guard-3")
+    family = replace(FAMILIES["llama-guard-3"], labels={"safe": 0.0, "safer": 1.0})
+    with pytest.raises(BundleError, match="same first token"):
+        GuardDetector("g", {}, Writer(family), Resident(HFModel(model, words), family)).score(ROWS)
 
 
 @pytest.fixture

@@ -156,6 +156,8 @@ def test_controversial_is_the_users_choice(tmp_path: Path) -> None:
         ({"status": 401, "error": "who?"}, "answered 401"),
         ({"choices": []}, "no message"),
         ({"choices": [{"message": None}]}, "no message"),
+        ({"choices": [{"message": {"content": ["safe"]}}]}, "no completion"),
+        ({**chat("?"), "choices": [{"message": {}, "logprobs": {"content": [{}]}}]}, "no comp"),
     ],
 )
 def test_servers_that_fail(body: dict[str, Any], message: str, tmp_path: Path) -> None:

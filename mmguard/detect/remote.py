@@ -37,6 +37,8 @@ class Remote:
             return self.answer(question)
         except MmguardError as exc:
             return exc
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+            return ModelError(f"the guard's server sent what is no completion: {exc!r}")
 
     def answer(self, question: Question) -> Verdict:
         text, steps = self.complete(question) if question.prompt else self.chat(question)
