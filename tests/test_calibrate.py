@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, example, given, settings, strategies as st
 
 from mmguard import wrap
 from mmguard.errors import InputError, PolicyError
@@ -39,6 +39,8 @@ def draw(seed: int, harmless: int = 700, harmful: int = 200) -> tuple[Any, Any]:
     return random.beta(1 + 3 * labels, 4 - 2 * labels), labels
 
 
+@example(0.2, 0.36)
+@example(0.99, 0.99)
 @given(RATES, CONFIDENCES)
 def test_rows_needed(rate: float, confidence: float) -> None:
     count = rows_needed(rate, confidence)

@@ -45,8 +45,6 @@ def upper_bound(hits: int, count: int, confidence: float = LEVEL) -> float:
     low, high = hits / count, 1.0
     while high - low > 1e-12:
         middle = (low + high) / 2
-        if middle in (low, high):
-            break
         if tails(count, middle, hits)[hits] > 1 - confidence:
             low = middle
         else:
