@@ -6,7 +6,7 @@ refusals teach that naming a harm is not doing it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -76,10 +76,9 @@ def prefix(example: Example, draw: Random) -> Example:
 
 def spell(example: Example, draw: Random) -> Example:
     """Odd spelling: capitals, no capitals, doubled spaces, letters dropped or changed."""
-    tricks = (str.upper, str.lower, lambda text: text.replace(" ", "  "))
-    change = draw.choice([*tricks, lambda text: slip(text, draw)])
-    reply = None if example.reply is None else change(example.reply)
-    return replace(example, prompt=change(example.prompt), reply=reply)
+    change = draw.choice(TRICKS)
+    reply = None if example.reply is None else change(example.reply, draw)
+    return replace(example, prompt=change(example.prompt, draw), reply=reply)
 
 
 def slip(text: str, draw: Random) -> str:
@@ -89,6 +88,14 @@ def slip(text: str, draw: Random) -> str:
         char if draw.random() > 0.03 else draw.choice(("", char.translate(looks), char * 2))
         for char in text
     )
+
+
+TRICKS: Sequence[Callable[[str, Random], str]] = (
+    lambda text, draw: text.upper(),
+    lambda text, draw: text.lower(),
+    lambda text, draw: text.replace(" ", "  "),
+    slip,
+)
 
 
 def mark(example: Example, draw: Random) -> Example:

@@ -170,7 +170,10 @@ def read_tokenizer(base: str) -> tuple[Any, bytes]:
     from tokenizers import Tokenizer
     from transformers.utils.hub import cached_file
 
-    found = Tokenizer.from_file(cached_file(base, "tokenizer.json"))
+    path = cached_file(base, "tokenizer.json")
+    if path is None:
+        raise InputError(f"base {base!r} has no tokenizer.json: give a checkpoint that has one")
+    found = Tokenizer.from_file(path)
     found.no_truncation()
     found.no_padding()
     return found, found.to_str().encode()

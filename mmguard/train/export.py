@@ -88,7 +88,7 @@ def label(path: Path, **facts: int) -> bytes:
 
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def write_full(network: Network, path: Path) -> None:

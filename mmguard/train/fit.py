@@ -22,6 +22,8 @@ from mmguard.train.augment import vary
 from mmguard.train.mix import Contrast, Example, one_pass
 from mmguard.train.network import Network, collate, contrast, loss_of, targets
 
+Cut = tuple[Window, Example]
+
 
 class Encode(Protocol):
     """Text to token ids, cleaned."""
@@ -61,18 +63,22 @@ def plan(
     """The batches of pass number `turn`."""
     draw = Random(f"{recipe.seed} {turn}")
     cuts = [cut(vary(item, draw), encode, recipe.shape, draw) for item in one_pass(pool, draw)]
-    batches = [Batch(*zip(*part, strict=True)) for part in buckets(cuts, recipe.batch, draw)]
+    batches = [batch_of(part) for part in buckets(cuts, recipe.batch, draw)]
     wanted = int(recipe.pairs * len(batches)) if pairs else 0
     for _ in range(wanted):
         drawn = draw.sample(pairs, min(len(pairs), recipe.batch // 2))
         both = [half for pair in drawn for half in (pair.better, pair.worse)]
         halves = [cut(half, encode, recipe.shape, Random(0)) for half in both]
-        batches.append(Batch(*zip(*halves, strict=True), paired=True))
+        batches.append(batch_of(halves, paired=True))
     draw.shuffle(batches)
     return batches
 
 
-def cut(example: Example, encode: Encode, shape: Shape, draw: Random) -> tuple[Window, Example]:
+def batch_of(cuts: Sequence[Cut], paired: bool = False) -> Batch:
+    return Batch([window for window, _ in cuts], [example for _, example in cuts], paired)
+
+
+def cut(example: Example, encode: Encode, shape: Shape, draw: Random) -> Cut:
     """One window of an example: mostly the first, at times one from further on."""
     asked = encode(example.prompt)
     if example.reply is None:
@@ -84,7 +90,7 @@ def cut(example: Example, encode: Encode, shape: Shape, draw: Random) -> tuple[W
     return draw.choice(found), example
 
 
-def buckets(cuts: list[Any], size: int, draw: Random) -> Iterator[list[Any]]:
+def buckets(cuts: list[Cut], size: int, draw: Random) -> Iterator[list[Cut]]:
     """Batches of about equal lengths, so that little of them is padding."""
     for start in range(0, len(cuts), size * 24):
         part = sorted(cuts[start : start + size * 24], key=lambda c: (len(c[0].ids), c[0].ids))
@@ -111,7 +117,7 @@ class Run:
             group["lr"] = self.recipe.rate * self.slope()
         loss = self.loss(batch)
         self.optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.learnt, 1.0)
         self.optimiser.step()
         self.step += 1
@@ -145,7 +151,7 @@ class Run:
         # Early weights are forgotten: the average may not remember more than it has seen.
         keep = min(self.recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.learnt, 1 - keep)
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.learnt], 1 - keep)
 
     def save(self, key: str) -> None:
         state = {

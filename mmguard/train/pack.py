@@ -159,7 +159,7 @@ def manifest(detector: EncoderDetector, files: Mapping[str, bytes]) -> Manifest:
         kind="encoder",
         description="A small encoder that reads an answer with its request; the main detector.",
         license="Apache-2.0",
-        thresholds=detector.thresholds,
+        thresholds=dict(detector.thresholds),
         canary=CANARY,
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         settings={
