@@ -138,7 +138,7 @@ def load_detector(name: str | Path) -> Detector:
 
 
 def prove(detector: Detector, canary: Canary) -> None:
-    """Raises `BundleError` unless every harmful canary outscores every harmless one."""
+    """Raises `BundleError` unless the harmful canaries, and no others, are flagged at `medium`."""
     rows = [*canary.harmful, *canary.harmless]
     found = [finding.score for finding in detector.score([sample_of(row) for row in rows])]
     at, split = detector.thresholds.get("medium", 0.5), len(canary.harmful)
@@ -147,7 +147,7 @@ def prove(detector: Detector, canary: Canary) -> None:
         told = ", ".join(f"{score:.3f}" for score in found)
         raise BundleError(
             f"detector {detector.name!r} does not tell its canaries apart (scores {told}, threshold"
-            f" {at}): it is broken on this machine and must not serve; reinstall the bundle"
+            f" {at}) and must not serve: reinstall the bundle, or train it anew"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -92,10 +92,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("data")
-    rows = [make_row(i, i % 2 == 0) for i in range(1600)]
+    rows = [make_row(i, i % 2 == 0) for i in range(640)]
     rows += [make_row(i, False, "benign_instruct") for i in range(40)]
     rows += [{"prompt": "Break in?", "harmful": HARM[0], "safe": PLAIN[1], "source": "pairs"}] * 4
-    dev = [make_row(i, i % 3 == 0) for i in range(5000, 5900)]
+    dev = [make_row(i, i % 3 == 0) for i in range(5000, 6200)]
     return write_rows(folder / "train.jsonl", rows), write_rows(folder / "dev.jsonl", dev)
 
 
@@ -278,6 +278,15 @@ class Stopped(Exception):
     """What a test does to a run."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Many threads on few cores take longer than one; sums in one order are repeatable."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def train(base: str, data: tuple[Path, Path], out: Path, stop: int = 10**9) -> dict[str, Any]:
     steps: list[str] = []
 
@@ -286,7 +295,7 @@ def train(base: str, data: tuple[Path, Path], out: Path, stop: int = 10**9) -> d
         if len(steps) > stop:
             raise Stopped
 
-    stages = Stages(base, out.with_name(f"{out.name}.work"), passes=1, layers=1, tick=tick)
+    stages = Stages(base, out.with_name(f"{out.name}.work"), 4, 1, rate=4e-3, tick=tick)
     result = train_encoder([data[0]], data[1], out, stages)
     return {**result, "ticks": len(steps)}
 
@@ -305,7 +314,7 @@ def test_a_bundle_comes_out(trained: tuple[Path, dict[str, Any]]) -> None:
     assert result["answer"]["auroc"] > 0.9
     assert detector.thresholds["low"] >= detector.thresholds["medium"]
     card = (out / "CARD.md").read_text(encoding="utf-8")
-    assert "| made | 1600 | CC0-1.0 |" in card
+    assert "| made | 640 | CC0-1.0 |" in card
     late = "Paris is a city. " * 300 + HARM[0]
     assert detector.score([Sample(ask("How?"), late)])[0].score > 0.5
 
@@ -315,9 +324,9 @@ def test_an_interrupted_run_ends_the_same(
 ) -> None:
     out, whole = trained
     with pytest.raises(Stopped):
-        train(base, data, tmp_path / "mine", stop=whole["ticks"] // 2 + 20)
+        train(base, data, tmp_path / "mine", stop=whole["ticks"] // 2)
     rest = train(base, data, tmp_path / "mine")
-    assert rest["ticks"] < whole["ticks"] // 2 + 100
+    assert rest["ticks"] < whole["ticks"]
     same = [folder / "model.onnx" for folder in (out, tmp_path / "mine")]
     assert same[0].read_bytes() == same[1].read_bytes()
 

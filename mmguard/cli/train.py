@@ -46,6 +46,7 @@ def encoder(
     ] = None,
     layers: Annotated[int, typer.Option(help="Layers of the student that is shipped.")] = 6,
     passes: Annotated[int, typer.Option(help="Times that a member sees the data.")] = 2,
+    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 6e-5,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
     seed: int = 0,
     as_json: Json = False,
@@ -62,7 +63,7 @@ def encoder(
             progress.update(tasks[stage], completed=step, description=f"{stage}, loss {loss:.3f}")
 
         folder = work or to.with_name(f"{to.name}.work")
-        stages = Stages(base, folder, passes, layers, seed, device, tick)
+        stages = Stages(base, folder, passes, layers, rate, seed, device, tick)
         result = train_encoder(data, dev, to, stages)
     if as_json:
         show(result)

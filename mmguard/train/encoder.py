@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from mmguard.bundles import prove
 from mmguard.detect.encoder import Parts
 from mmguard.detect.windows import Shape
 from mmguard.errors import InputError
@@ -26,7 +27,7 @@ from mmguard.train.fit import Batch, Encode, Recipe, Run, fit, key_of, plan
 from mmguard.train.measure import load_rows
 from mmguard.train.mix import PICTURED, Contrast, Example, Row, bare, contrasts, examples
 from mmguard.train.network import HEADS, Network, keep_layers, load_network
-from mmguard.train.pack import calibrate, judge, manifest, split, write
+from mmguard.train.pack import CANARY, calibrate, judge, manifest, split, write
 from mmguard.train.report import describe, tally
 
 REFUSALS = 1500
@@ -53,6 +54,7 @@ class Stages:
     work: Path
     passes: int = 2
     layers: int = 6
+    rate: float = 6e-5
     seed: int = 0
     device: str = "cpu"
     tick: Tick = lambda stage, step, steps, loss: None
@@ -68,7 +70,8 @@ class Stages:
 
     def recipe(self, number: int) -> Recipe:
         shape = Shape(window=192)
-        return Recipe(self.passes, seed=self.seed + number, device=self.device, shape=shape)
+        seed = self.seed + number
+        return Recipe(self.passes, rate=self.rate, seed=seed, device=self.device, shape=shape)
 
 
 def gather(rows: Sequence[Row], seed: int = 0) -> Corpus:
@@ -79,7 +82,8 @@ def gather(rows: Sequence[Row], seed: int = 0) -> Corpus:
     asked = sorted({e.prompt for e in pool if is_plain(e)})
     pool += [found for row in rows if row.get("response") and (found := bare(row))]
     pool += [shorten(e) for e in pool if e.source == "benign_instruct" and e.reply]
-    pool += refusals(asked, Random(seed), REFUSALS) if asked else []
+    count = min(REFUSALS, len(pool) // 16)
+    pool += refusals(asked, Random(seed), count) if asked else []
     return Corpus(pool, contrasts(rows))
 
 
@@ -150,6 +154,7 @@ def train_encoder(data: Sequence[Path], dev: Path, out: Path, stages: Stages) ->
     parts = Parts(tokenizer, HEADS)
     model = export(train_network(gather(rows), stages, parts.encode))
     detector = calibrate(model, parts, out.name, halves)
+    prove(detector, CANARY)
     result = judge(detector, halves)
     result["data"] = {path.name: digest(path.read_bytes()) for path in (*data, dev)}
     files = {"model.onnx": model, "tokenizer.json": words}
