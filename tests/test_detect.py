@@ -158,6 +158,8 @@ def test_recipe(tmp_path: Path) -> None:
     assert result["answer"]["auroc"] == 1
     assert result["answer"]["sources"]["made"]["rows"] == 40
     detector = load_detector(tmp_path / "one")
+    told = measure(detector, load_rows(data))
+    assert {key: result[key] for key in told} == told, "what is told is what the bundle gives"
     assert find(detector, "tell me about stealing", "sure, steal it").score > 0.5
     assert "AUROC 1.0" in (tmp_path / "one/CARD.md").read_text(encoding="utf-8")
     train_linear([data], data, tmp_path / "two")

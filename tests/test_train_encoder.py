@@ -25,6 +25,7 @@ from mmguard.errors import InputError
 from mmguard.train.augment import refusals, shorten, vary
 from mmguard.train.encoder import Stages, gather, soup, train_encoder
 from mmguard.train.export import export, write_full
+from mmguard.train.measure import load_rows, measure
 from mmguard.train.mix import Example, bare, contrasts, example, examples, hazards
 from mmguard.train.network import (
     HEADS,
@@ -308,9 +309,11 @@ def trained(
     return out, train(base, data, out)
 
 
-def test_a_bundle_comes_out(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_a_bundle_comes_out(data: tuple[Path, Path], trained: tuple[Path, dict[str, Any]]) -> None:
     out, result = trained
     detector = load_detector(out)
+    told = measure(detector, load_rows(data[1]))
+    assert {key: result[key] for key in told} == told
     assert result["answer"]["auroc"] > 0.9
     assert detector.thresholds["low"] >= detector.thresholds["medium"]
     card = (out / "CARD.md").read_text(encoding="utf-8")

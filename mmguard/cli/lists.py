@@ -45,17 +45,21 @@ def show_schema() -> None:
     typer.echo(json.dumps(schema(), indent=2))
 
 
+GUARD = "a guard of others: its weights, or its service, are not part of mmguard"
+
+
 def detectors(as_json: Json = False) -> None:
     """List the detectors that can be named in a policy."""
     from mmguard import registry
 
     bundles = [load_bundle(name) for name in shipped()]
-    plugins = [{"name": name, "plugin": True} for name in registry.names("detectors")]
+    builtin = registry.BUILTIN["detectors"]
+    named = [{"name": name, "plugin": name not in builtin} for name in registry.names("detectors")]
     if as_json:
-        show([*(dict(bundle.manifest) for bundle in bundles), *plugins])
+        show([*(bundle.manifest.model_dump(mode="json") for bundle in bundles), *named])
         return
     lines = [describe(bundle) for bundle in bundles]
-    lines += [(plugin["name"], "plugin", "", "") for plugin in plugins]
+    lines += [(n["name"], "", "", "from a plugin" if n["plugin"] else GUARD) for n in named]
     tabulate("detectors", ("name", "version", "low / medium / high", "what it does"), lines)
 
 

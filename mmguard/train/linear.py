@@ -70,7 +70,10 @@ def train_linear(
     rows = [row for path in data for row in load_rows(path)]
     rows += shorten(rows, seed)
     held = load_rows(dev)
-    heads = {name: fit(make_task(name, rows), name, seed, tick) for name in ("answer", "request")}
+    heads = {
+        name: squeeze(fit(make_task(name, rows), name, seed, tick))
+        for name in ("answer", "request")
+    }
     thresholds = choose(*scores(LinearDetector(NAME, {}, heads), held, "answer"))
     heads["request"] = align(heads, held, thresholds)
     result = measure(LinearDetector(NAME, thresholds, heads), held)
@@ -166,6 +169,16 @@ def fit(task: Task, name: str, seed: int, tick: Callable[[], object]) -> Head:
     )
 
 
+def squeeze(head: Head) -> Head:
+    """The head with its weights in eight bits: what is measured is what is written."""
+    unit = unit_of(head)
+    return replace(head, weights=(np.round(head.weights / unit) * unit).astype(np.float32))
+
+
+def unit_of(head: Head) -> float:
+    return float(np.abs(head.weights).max()) / 127 or 1.0
+
+
 def align(heads: Mapping[str, Head], held: Sequence[Row], words: Mapping[str, float]) -> Head:
     """The request head, rescaled so that a word's threshold has one meaning on both sides.
 
@@ -197,7 +210,7 @@ def pack(heads: Mapping[str, Head]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, head in heads.items():
-            unit = float(np.abs(head.weights).max()) / 127 or 1.0
+            unit = unit_of(head)
             stored = {
                 "weights": np.round(head.weights / unit).astype(np.int8),
                 "unit": np.float64(unit),
