@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mmguard.bundles import load_bundle, load_detector
-from mmguard.detect.linear import WINDOW, windows
+from mmguard.detect.linear import BITS, WINDOW, Head, read_head, windows
 from mmguard.detect.phrases import normalise
 from mmguard.errors import BundleError, InputError
-from mmguard.train.linear import train_linear
+from mmguard.train.linear import pack, squeeze, train_linear
 from mmguard.train.measure import calibration, choose, f1, load_rows, measure
 from mmguard.types import Finding, Sample
 from tests.test_bundles import make_bundle
@@ -165,6 +166,14 @@ def test_recipe(tmp_path: Path) -> None:
     train_linear([data], data, tmp_path / "two")
     for name in ("weights.npz", "detector.yaml", "eval.json", "CARD.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_packing_changes_nothing_that_was_measured() -> None:
+    weights = np.random.default_rng(0).normal(size=1 << BITS).astype(np.float32)
+    heads = {"answer": squeeze(Head(weights, 0.5, 1.5, -0.25))}
+    read = read_head(np.load(io.BytesIO(pack(heads))), "answer")
+    assert np.abs(read.weights - heads["answer"].weights).max() < 1e-6
+    assert (read.bias, read.scale, read.shift) == (0.5, 1.5, -0.25)
 
 
 BAD_ROWS = [
