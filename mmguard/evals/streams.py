@@ -6,19 +6,16 @@ has read makes this cheap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmguard.errors import InputError
-from mmguard.rows import make_sample
 from mmguard.types import Detector, Sample
 
-Row = Mapping[str, Any]
 WORDS = 20
 
 
@@ -54,44 +51,50 @@ def follow(detector: Detector, sample: Sample, words: int = WORDS) -> Course:
 
 def measure_streams(
     detector: Detector,
-    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    harmful: Sequence[bool],
     *,
     threshold: float | None = None,
     limit: int = 1000,
 ) -> dict[str, Any]:
     """Shares of harmful answers seen before the alarm; alarms at any prefix of harmless ones.
 
-    `rows` have `prompt, response, response_harm`; of each label, `limit` rows by hash are
-    followed. Raises `InputError` if one of the labels is absent.
+    Of each kind `limit` answers, chosen by hash, are followed; `threshold` is by default the
+    detector's `medium`. `caught_whole` and `false_alarms_whole` are of the same answers when
+    whole. Raises `InputError` if one of the kinds is absent.
     """
     at = detector.thresholds["medium"] if threshold is None else threshold
-    harmful, harmless = (
-        [follow(detector, sample_of(row)) for row in choose(rows, label, limit)] for label in (1, 0)
+    bad, good = (
+        [follow(detector, sample) for sample in choose(samples, harmful, kind, limit)]
+        for kind in (True, False)
     )
-    if not harmful or not harmless:
+    if not bad or not good:
         raise InputError("streams are measured on harmful and harmless answers: one is absent")
-    alarms = [share for course in harmful if (share := course.alarm(at)) is not None]
-    any_prefix = np.mean([course.alarm(at) is not None for course in harmless])
-    whole = np.mean([course.scores[-1] >= at for course in harmless])
+    alarms = [share for course in bad if (share := course.alarm(at)) is not None]
     return {
-        "harmful": len(harmful),
-        "caught": round(len(alarms) / len(harmful), 4),
+        "harmful": len(bad),
+        "caught": round(len(alarms) / len(bad), 4),
+        "caught_whole": share_whole(bad, at),
         "median_share": round(float(np.median(alarms)), 4) if alarms else None,
-        "harmless": len(harmless),
-        "false_alarms_whole": round(float(whole), 4),
-        "false_alarms_any_prefix": round(float(any_prefix), 4),
+        "harmless": len(good),
+        "false_alarms_any_prefix": round(
+            float(np.mean([course.alarm(at) is not None for course in good])), 4
+        ),
+        "false_alarms_whole": share_whole(good, at),
     }
 
 
-def choose(rows: Sequence[Row], label: int, limit: int) -> list[Row]:
-    kept = [row for row in rows if row.get("response_harm") == label and row.get("response")]
-    return sorted(kept, key=order)[:limit]
+def share_whole(courses: Sequence[Course], threshold: float) -> float:
+    return round(float(np.mean([course.scores[-1] >= threshold for course in courses])), 4)
 
 
-def order(row: Row) -> bytes:
-    text = f"{row.get('prompt')}\0{row['response']}"
+def choose(
+    samples: Sequence[Sample], harmful: Sequence[bool], kind: bool, limit: int
+) -> list[Sample]:
+    pairs = zip(samples, harmful, strict=True)
+    return sorted((s for s, bad in pairs if bad == kind and s.reply), key=order)[:limit]
+
+
+def order(sample: Sample) -> bytes:
+    text = f"{sample.request.query}\0{sample.reply}"
     return sha256(text.encode("utf-8", "replace")).digest()
-
-
-def sample_of(row: Row) -> Sample:
-    return make_sample({**row, "image": None}, Path())

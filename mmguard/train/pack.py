@@ -118,7 +118,9 @@ def judge(detector: EncoderDetector, halves: Halves) -> dict[str, Any]:
     result["refusal"] = judge_refusals(detector, halves.whole)
     result["hazards"] = judge_hazards(detector, halves.whole)
     answers = keep(halves.whole, "answer")
-    result["streams"] = measure_streams(detector, answers, limit=STREAMED)
+    harmful = [row["response_harm"] == 1 for row in answers]
+    samples = samples_of(answers, "answer")
+    result["streams"] = measure_streams(detector, samples, harmful, limit=STREAMED)
     return result
 
 
