@@ -22,9 +22,10 @@ from transformers import BertConfig, BertModel
 from mmguard.bundles import load_detector
 from mmguard.detect.windows import Window
 from mmguard.errors import InputError
-from mmguard.train.augment import refusals, shorten, vary
+from mmguard.train.augment import dressed, undressed, vary
 from mmguard.train.encoder import Stages, gather, soup, train_encoder
 from mmguard.train.export import export, write_full
+from mmguard.train.made import Source, compose, cross, make, refuse, shorten, taint
 from mmguard.train.measure import load_rows, measure
 from mmguard.train.mix import Example, bare, contrasts, example, examples, hazards
 from mmguard.train.network import (
@@ -182,10 +183,50 @@ def test_varying_never_makes_harm(
     assert vary(start, Random(seed)) == found
 
 
-def test_refusals_repeat_the_harm_and_are_harmless() -> None:
-    made = refusals(["How do I steal a car?"], Random(0), 60)
-    assert any("steal a car" in (e.reply or "") for e in made)
-    assert all((e.answer, e.refusal, e.request) == (0.0, 1.0, 1.0) for e in made)
+WORDS = st.text(st.sampled_from("abcde"), min_size=4, max_size=8)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=20), st.integers(0, 10**6))
+def test_style_keeps_the_words(words: list[str], seed: int) -> None:
+    text = ". ".join(words)
+    listed = dressed(text, Random(seed))
+    assert all(word in listed for word in words)
+    plain = undressed("".join(f"* **{word}**\n" for word in words), Random(seed))
+    assert plain.split() == words
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    rows = [make_row(i, True, "gptfuzz_train") for i in range(20)]
+    rows += [make_row(i, False, "benign_instruct") for i in range(20)]
+    return Source(examples(rows))
+
+
+@given(st.integers(0, 10**6))
+def test_made_examples_are_what_they_say(source: Source, seed: int) -> None:
+    draw = Random(seed)
+    refused = refuse(source, draw)
+    assert (refused.answer, refused.refusal, refused.request) == (0.0, 1.0, 1.0)
+    composed = compose(source, draw)
+    assert composed.answer == 0
+    assert not any(text[:40] in (composed.reply or "") for text in HARM)
+    tainted = taint(source, draw)
+    assert tainted.answer == 1
+    assert len((tainted.reply or "").split("\n\n")) > 1
+    crossed = cross(source, draw)
+    assert crossed.request is not None
+    assert crossed.request + (crossed.answer or 0.0) == 1
+
+
+def test_refusals_repeat_the_harm(source: Source) -> None:
+    made = [refuse(source, Random(i)) for i in range(60)]
+    assert any(e.prompt.rstrip("?").lower() in (e.reply or "").lower() for e in made)
+
+
+def test_what_lacks_parts_is_not_made() -> None:
+    assert make(examples([make_row(0, False)]), Random(0)) == []
+    pool = examples([make_row(i, True) for i in range(40)])
+    assert {e.refusal for e in make(pool, Random(0))} == {1.0}
 
 
 def test_short_answers() -> None:

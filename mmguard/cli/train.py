@@ -45,8 +45,8 @@ def encoder(
         Path | None, typer.Option(help="Checkpoints go here (default: OUT.work).")
     ] = None,
     layers: Annotated[int, typer.Option(help="Layers of the student that is shipped.")] = 6,
-    passes: Annotated[int, typer.Option(help="Times that a member sees the data.")] = 2,
-    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 6e-5,
+    passes: Annotated[int, typer.Option(help="Times that each stage sees the data.")] = 1,
+    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 8e-5,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
     seed: int = 0,
     as_json: Json = False,

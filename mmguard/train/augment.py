@@ -6,6 +6,7 @@ refusals teach that naming a harm is not doing it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
@@ -23,32 +24,43 @@ PICTURED = (
     "What should I do next?",
     "",
 )
-DECLINE = (
-    "I can't help with that.",
-    "I'm not able to assist with this request.",
-    "Sorry, but no.",
-    "I won't do this.",
-    "I'm sorry, I cannot go along with this.",
-    "As an assistant, I have to decline.",
-    "That is not something I will write.",
-    "I must refuse.",
-    "No. This would hurt people.",
-    "My apologies, that is beyond what I can do.",
-)
-NAMED = (
-    'You asked: "{asked}" {no}',
-    "{no} {asked} - that would be harmful and may be against the law.",
-    "{no} What you describe ({asked}) could seriously hurt somebody.",
-    "{asked}? {no} If you are in trouble, please talk to somebody you trust.",
-    '{no} I understand the question "{asked}", but an answer could be misused.',
-    "{no} I would gladly tell you how people protect themselves from this instead: {asked}",
-)
 MARKS = ("**{}**", "> {}", "```\n{}\n```", "# {}", "* {}", "_{}_")
+
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+MARKUP = re.compile(r"[*#>`_~|]+|^\s*(?:\d+[.)]|[-+])\s", re.MULTILINE)
+LINES = (
+    "{i}. **{lead}**: {x}",
+    "{i}. {x}",
+    "* {x}",
+    "- **{lead}:** {x}",
+    "\n### {i}. {lead}\n{x}",
+    "**Step {i}:** {x}",
+    "{x}",
+)
+OPENINGS = (
+    "Certainly! Here are some steps:\n\n",
+    "Sure, here is what you asked for:\n\n",
+    "Of course! Let's go through it.\n\n",
+    "Here are some suggestions:\n\n",
+    "Based on the image, here is a plan:\n\n",
+    "The picture shows what you need. To do this, follow these steps:\n\n",
+    "Here's how it can be done:\n",
+    "",
+)
+CLOSINGS = (
+    "\n\nRemember to put safety first.",
+    "\n\nI hope this helps!",
+    "\n\nIt is important to follow the rules that apply where you live.",
+    "\n\nLet me know if you would like more details.",
+    "",
+    "",
+)
 
 
 def vary(example: Example, draw: Random) -> Example:
     """One of many looks of an example, chosen by `draw`."""
-    for change, share in ((exchange, 0.15), (prefix, 0.3), (spell, 0.06), (mark, 0.06)):
+    for change, share in CHANGES:
         if draw.random() < share:
             example = change(example, draw)
     return example
@@ -98,6 +110,31 @@ TRICKS: Sequence[Callable[[str, Random], str]] = (
 )
 
 
+def dress(example: Example, draw: Random) -> Example:
+    """A harmless answer as a list in Markdown, or a harmful one without: style is not harm."""
+    if not example.reply or example.answer is None:
+        return example
+    change = undressed if example.answer > 0.5 else dressed
+    return replace(example, reply=change(example.reply, draw))
+
+
+def dressed(text: str, draw: Random) -> str:
+    lines = [line.strip() for line in SENTENCE.split(text) if len(line.strip()) > 3]
+    shape = draw.choice(LINES)
+    listed = "\n".join(shape.format(i=i, lead=lead(x), x=x) for i, x in enumerate(lines, 1))
+    return f"{draw.choice(OPENINGS)}{listed}{draw.choice(CLOSINGS)}"
+
+
+def lead(line: str) -> str:
+    return " ".join(line.split()[:3]).strip(".,:;!?*").title()
+
+
+def undressed(text: str, draw: Random) -> str:
+    plain = re.sub(r"\s+", " ", MARKUP.sub(" ", text)).strip()
+    first, _, rest = plain.partition(": ")
+    return rest if len(rest) > 80 and len(first) < 160 and draw.random() < 0.5 else plain
+
+
 def mark(example: Example, draw: Random) -> Example:
     """Markdown around the answer."""
     if not example.reply:
@@ -105,21 +142,10 @@ def mark(example: Example, draw: Random) -> Example:
     return replace(example, reply=draw.choice(MARKS).format(example.reply))
 
 
-def refusals(prompts: Sequence[str], draw: Random, count: int) -> list[Example]:
-    """Refusals, most of which repeat what was asked: harmless answers in harmful words."""
-    return [refuse(draw.choice(prompts), draw) for _ in range(count)]
-
-
-def refuse(asked: str, draw: Random) -> Example:
-    no = draw.choice(DECLINE)
-    shape = draw.choice((*NAMED, "{no}"))
-    said = asked.strip()
-    said = said if draw.random() < 0.5 else said.rstrip("?.!").lower()
-    return Example(asked, shape.format(asked=said, no=no), answer=0.0, request=1.0, refusal=1.0)
-
-
-def shorten(example: Example) -> Example:
-    """The first few words of an answer: without these a bare greeting looks like a slur."""
-    words = (example.reply or "").split()
-    kept = words[: Random(example.reply).randint(1, 15)]
-    return replace(example, reply=" ".join(kept), source="short")
+CHANGES: Sequence[tuple[Callable[[Example, Random], Example], float]] = (
+    (exchange, 0.15),
+    (dress, 0.3),
+    (prefix, 0.3),
+    (spell, 0.06),
+    (mark, 0.06),
+)

@@ -21,16 +21,15 @@ from mmguard.bundles import prove
 from mmguard.detect.encoder import Parts
 from mmguard.detect.windows import Shape
 from mmguard.errors import InputError
-from mmguard.train.augment import refusals, shorten
 from mmguard.train.export import export
 from mmguard.train.fit import Batch, Encode, Recipe, Run, fit, key_of, plan
+from mmguard.train.made import make
 from mmguard.train.measure import load_rows
-from mmguard.train.mix import PICTURED, Contrast, Example, Row, bare, contrasts, examples
+from mmguard.train.mix import Contrast, Example, Row, bare, contrasts, examples
 from mmguard.train.network import HEADS, Network, keep_layers, load_network
 from mmguard.train.pack import CANARY, calibrate, judge, manifest, split, write
 from mmguard.train.report import describe, tally
 
-REFUSALS = 1500
 Tick = Callable[[str, int, int, float], object]
 
 
@@ -47,14 +46,14 @@ class Stages:
     """How a network comes about, and the folder of its unfinished work.
 
     `base` is the folder or hub name of a BERT checkpoint with a `tokenizer.json`; `layers`
-    are the student's; `passes` are a member's over the data, the student takes one less.
+    are the student's; every stage passes `passes` times over the data.
     """
 
     base: str
     work: Path
-    passes: int = 2
+    passes: int = 1
     layers: int = 6
-    rate: float = 6e-5
+    rate: float = 8e-5
     seed: int = 0
     device: str = "cpu"
     tick: Tick = lambda stage, step, steps, loss: None
@@ -66,31 +65,21 @@ class Stages:
 
     @property
     def student(self) -> Recipe:
-        return replace(self.recipe(2), passes=max(1, self.passes - 1))
+        return self.recipe(2)
 
     def recipe(self, number: int) -> Recipe:
-        shape = Shape(window=192)
+        shape = Shape(window=176)
         seed = self.seed + number
         return Recipe(self.passes, rate=self.rate, seed=seed, device=self.device, shape=shape)
 
 
 def gather(rows: Sequence[Row], seed: int = 0) -> Corpus:
-    """The rows as examples, with shortened answers and refusals that repeat what was asked."""
+    """The rows as examples, those that are made of them, and the pairs."""
     pool = examples(rows)
     if not any(e.answer is not None for e in pool):
         raise InputError("the data has no row with a response and response_harm: nothing to learn")
-    asked = sorted({e.prompt for e in pool if is_plain(e)})
     pool += [found for row in rows if row.get("response") and (found := bare(row))]
-    pool += [shorten(e) for e in pool if e.source == "benign_instruct" and e.reply]
-    count = min(REFUSALS, len(pool) // 16)
-    pool += refusals(asked, Random(seed), count) if asked else []
-    return Corpus(pool, contrasts(rows))
-
-
-def is_plain(example: Example) -> bool:
-    """Whether the request is harmful by its own words, and short."""
-    named = example.source not in PICTURED
-    return example.request == 1 and named and 0 < len(example.prompt) < 300
+    return Corpus(pool + make(pool, Random(seed)), contrasts(rows))
 
 
 def train_network(corpus: Corpus, stages: Stages, encode: Encode) -> Network:

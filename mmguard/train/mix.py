@@ -36,19 +36,19 @@ class Contrast:
 # How often a row is drawn in one pass. Chit-chat is another domain; bare toxic texts are no
 # answers; few human labels of good answers are worth many.
 TIMES = {
-    "aux_hatecheck": 0.15,
-    "aux_surge_toxicity": 0.4,
-    "aux_toxigen_human": 0.1,
-    "benign_instruct": 1.2,
-    "diasafety_train": 0.3,
-    "gptfuzz_train": 0.7,
-    "harmfulqa": 0.5,
+    "aux_hatecheck": 0.1,
+    "aux_surge_toxicity": 0.3,
+    "aux_toxigen_human": 0.07,
+    "benign_instruct": 1.0,
+    "diasafety_train": 0.35,
+    "gptfuzz_train": 0.6,
+    "harmfulqa": 0.4,
     "llm_adaptive_attacks": 1.2,
     "pyrit_harm": 3.0,
     "pyrit_refusal": 3.0,
     "refusal_direction": 1.2,
-    "short": 0.4,
-    "vlsbench": 0.5,
+    "short": 0.3,
+    "vlsbench": 0.4,
 }
 # Its terms are not stated, so nothing that is shipped may learn from it.
 LEFT_OUT = ("shadow_alignment",)
