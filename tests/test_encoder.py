@@ -66,6 +66,7 @@ def test_heads() -> None:
     assert harmful.score > 0.9
     assert (harmful.label, harmful.category) == ("harmful", "hate")
     assert set(harmful.categories) == {"hate", "privacy"}
+    assert harmful.categories["hate"] == harmful.score > 0.9 > harmful.categories["privacy"]
     assert find(detector, "how", "sorry").label == "refusal"
     assert find(detector, "how", "good").label == "safe"
     assert find(detector, "how", None).score > 0.9 > find(detector, "good", None).score

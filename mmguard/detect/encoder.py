@@ -150,13 +150,22 @@ class EncoderDetector:
         score = self.scale(head, worst)
         refused = sample.reply is not None and self.refusal(logits[0]) >= 0.5
         label = "harmful" if score >= 0.5 else "refusal" if refused else "safe"
-        hazards = {
-            name: round(self.scale(i, worst), 4)
+        seen = len(sample.request.query) + len(sample.reply or "")
+        return Finding(self.name, score, label, self.hazards(score, worst), chars=seen)
+
+    def hazards(self, score: float, logits: Logits) -> dict[str, float]:
+        """Each hazard's part of the score: the likeliest has all of it.
+
+        So a rule for a category has the thresholds of the whole, and harm that no head can
+        name is not lost between two rules.
+        """
+        found = {
+            name: self.scale(i, logits)
             for i, name in enumerate(self.parts.heads)
             if name not in ("answer", "request", "refusal")
         }
-        seen = len(sample.request.query) + len(sample.reply or "")
-        return Finding(self.name, score, label, hazards, chars=seen)
+        top = max(found.values(), default=1.0)
+        return {name: score * (part / top) for name, part in found.items()}
 
     def refusal(self, logits: Logits) -> float:
         """p(the answer is a refusal)."""
