@@ -50,9 +50,9 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def make(threads: int = 1, **scales: Scale) -> EncoderDetector:
+def make(threads: int = 1, margin: float = 0.0, **scales: Scale) -> EncoderDetector:
     shape = Shape(window=16, request=4, overlap=2, start=2, end=3)
-    parts = Parts(tokenizer(), HEADS, shape, scales)
+    parts = Parts(tokenizer(), HEADS, shape, scales, margin)
     return EncoderDetector("fake", {"medium": 0.5}, Session(), parts, threads)
 
 
@@ -80,6 +80,15 @@ def test_harm_anywhere_is_found(place: int) -> None:
     found = find(make(), "how", " ".join(words))
     assert found.score > 0.9
     assert found.chars == len(" ".join(words)) + 3
+
+
+def test_later_windows_must_be_surer() -> None:
+    detector, late = make(margin=1.0), "good " * 50 + "bad"
+    assert find(detector, "how", "bad").score == Scale()(4.0)
+    assert find(detector, "how", late).score == Scale()(3.0)
+    assert find(detector, "how", "good " * 50).score == Scale()(-4.0)
+    hidden = base64.b64encode(b"this is a bad text about it").decode()
+    assert find(detector, "how", f"good {hidden}").score == Scale()(4.0)
 
 
 def test_the_start_decides_what_is_a_refusal() -> None:
@@ -168,6 +177,7 @@ def write_bundle(folder: Path, **changes: Any) -> Path:
         "heads": list(HEADS),
         "shape": {"window": 16, "request": 4, "overlap": 2, "start": 2, "end": 3},
         "scales": {"answer": {"slope": 1.0, "shift": 0.0}},
+        "margin": 0.0,
     }
     files = {"model.onnx": b"no model", "tokenizer.json": tokenizer().to_str().encode()}
     for name, data in files.items():
@@ -191,7 +201,7 @@ def test_a_broken_model_does_not_load(tmp_path: Path) -> None:
         load_detector(write_bundle(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["heads", "shape", "scales"])
+@pytest.mark.parametrize("name", ["heads", "shape", "scales", "margin"])
 def test_missing_settings_are_named(tmp_path: Path, name: str) -> None:
     write_bundle(tmp_path)
     manifest = yaml.safe_load((tmp_path / "detector.yaml").read_text())

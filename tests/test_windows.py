@@ -27,6 +27,7 @@ def test_windows_fit_and_hold_every_token(asked: list[int], answer: list[int]) -
     for window in found:
         assert len(window.ids) == len(window.types) <= SHAPE.window
         assert window.ids[:head] == found[0].ids[:head]
+        assert window.first == (window is found[0])
         assert window.types == (0,) * head + (1,) * (len(window.ids) - head)
 
 

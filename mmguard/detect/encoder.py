@@ -51,12 +51,17 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a bundle of this kind holds besides its network."""
+    """What a bundle of this kind holds besides its network.
+
+    A window that is not its text's first lacks what went before, so it has to be surer: its
+    logit counts for `margin` less.
+    """
 
     tokenizer: Any
     heads: tuple[str, ...]
     shape: Shape = field(default_factory=Shape)
     scales: Mapping[str, Scale] = field(default_factory=dict)
+    margin: float = 0.0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, cleaned, without special tokens."""
@@ -119,7 +124,7 @@ class EncoderDetector:
         windows = [self.parts.windows(sample) for sample in samples]
         logits = self.read({key_of(w): w for found in windows for w in found})
         return [
-            self.find(sample, [logits[key_of(w)] for w in found])
+            self.find(sample, [(w, logits[key_of(w)]) for w in found])
             for sample, found in zip(samples, windows, strict=True)
         ]
 
@@ -144,11 +149,12 @@ class EncoderDetector:
         logits: Logits = self.session.run(None, fed)[0][0]
         return logits
 
-    def find(self, sample: Sample, logits: Sequence[Logits]) -> Finding:
+    def find(self, sample: Sample, read: Sequence[tuple[Window, Logits]]) -> Finding:
         head = self.parts.heads.index("request" if sample.reply is None else "answer")
-        worst = max(logits, key=lambda found: float(found[head]))
-        score = self.scale(head, worst)
-        refused = sample.reply is not None and self.refusal(logits[0]) >= 0.5
+        weighed = [float(found[head]) - self.parts.margin * (not w.first) for w, found in read]
+        worst = read[weighed.index(max(weighed))][1]
+        score = self.scale(head, max(weighed))
+        refused = sample.reply is not None and self.refusal(read[0][1]) >= 0.5
         label = "harmful" if score >= 0.5 else "refusal" if refused else "safe"
         seen = len(sample.request.query) + len(sample.reply or "")
         return Finding(self.name, score, label, self.hazards(score, worst), chars=seen)
@@ -160,7 +166,7 @@ class EncoderDetector:
         name is not lost between two rules.
         """
         found = {
-            name: self.scale(i, logits)
+            name: self.scale(i, float(logits[i]))
             for i, name in enumerate(self.parts.heads)
             if name not in ("answer", "request", "refusal")
         }
@@ -169,10 +175,11 @@ class EncoderDetector:
 
     def refusal(self, logits: Logits) -> float:
         """p(the answer is a refusal)."""
-        return self.scale(self.parts.heads.index("refusal"), logits)
+        place = self.parts.heads.index("refusal")
+        return self.scale(place, float(logits[place]))
 
-    def scale(self, head: int, logits: Logits) -> float:
-        return self.parts.scales.get(self.parts.heads[head], Scale())(float(logits[head]))
+    def scale(self, head: int, logit: float) -> float:
+        return self.parts.scales.get(self.parts.heads[head], Scale())(logit)
 
 
 def key_of(window: Window) -> bytes:
@@ -216,7 +223,8 @@ def read_parts(bundle: Bundle) -> Parts:
     try:
         tokenizer = Tokenizer.from_str(bundle.read("tokenizer.json").decode())
         scales = {name: Scale(**value) for name, value in settings["scales"].items()}
-        return Parts(tokenizer, tuple(settings["heads"]), Shape(**settings["shape"]), scales)
+        shape, margin = Shape(**settings["shape"]), float(settings["margin"])
+        return Parts(tokenizer, tuple(settings["heads"]), shape, scales, margin)
     except BundleError:
         raise
     except Exception as exc:

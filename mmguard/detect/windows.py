@@ -28,10 +28,14 @@ ENCODED = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Token ids, and for each whether it belongs to the answer (1) or not (0)."""
+    """Token ids, and for each whether it belongs to the answer (1) or not (0).
+
+    `first` says that the text begins here.
+    """
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
+    first: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +53,16 @@ class Shape:
         head = (self.start, *ends(request, self.request), self.end)
         room = self.window - len(head) - 1
         return [
-            Window((*head, *piece, self.end), (0,) * len(head) + (1,) * (len(piece) + 1))
-            for piece in spread(answer, room, room - self.overlap)
+            Window((*head, *piece, self.end), (0,) * len(head) + (1,) * (len(piece) + 1), not i)
+            for i, piece in enumerate(spread(answer, room, room - self.overlap))
         ]
 
     def alone(self, request: Sequence[int]) -> list[Window]:
         """The windows of a request that has no answer yet."""
         room = self.window - 2
         return [
-            Window((self.start, *piece, self.end), (0,) * (len(piece) + 2))
-            for piece in spread(request, room, room - self.overlap)
+            Window((self.start, *piece, self.end), (0,) * (len(piece) + 2), not i)
+            for i, piece in enumerate(spread(request, room, room - self.overlap))
         ]
 
 

@@ -65,7 +65,9 @@ class Stages:
 
     @property
     def student(self) -> Recipe:
-        return self.recipe(2)
+        # The teacher has seen little chit-chat and few answers about pictures that alarm.
+        times = (("diasafety_train", 0.8), ("msts_en_mm", 2.0), ("msts_en_text", 2.0))
+        return replace(self.recipe(2), later=0.5, times=times)
 
     def recipe(self, number: int) -> Recipe:
         shape = Shape(window=176)

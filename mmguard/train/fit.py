@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmguard.detect.windows import Shape, Window
 from mmguard.train.augment import vary
-from mmguard.train.mix import Contrast, Example, one_pass
+from mmguard.train.mix import TIMES, Contrast, Example, one_pass
 from mmguard.train.network import Network, collate, contrast, loss_of, targets
 
 Cut = tuple[Window, Example]
@@ -33,7 +33,12 @@ class Encode(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a run."""
+    """The numbers of a run.
+
+    `average` is the decay of the averaged weights, `pairs` the share of contrast batches on
+    top, `taught` the teacher's part of a target, `later` how often a window may come from
+    further on; `times` overrides how often a row of a source is drawn.
+    """
 
     passes: int = 3
     batch: int = 32
@@ -41,7 +46,9 @@ class Recipe:
     warmup: float = 0.06
     average: float = 0.998
     pairs: float = 0.15
-    taught: float = 0.7
+    taught: float = 0.5
+    later: float = 0.3
+    times: tuple[tuple[str, float], ...] = ()
     seed: int = 0
     device: str = "cpu"
     save_every: int = 100
@@ -62,13 +69,14 @@ def plan(
 ) -> list[Batch]:
     """The batches of pass number `turn`."""
     draw = Random(f"{recipe.seed} {turn}")
-    cuts = [cut(vary(item, draw), encode, recipe.shape, draw) for item in one_pass(pool, draw)]
+    items = one_pass(pool, draw, {**TIMES, **dict(recipe.times)})
+    cuts = [cut(vary(item, draw), encode, recipe, draw) for item in items]
     batches = [batch_of(part) for part in buckets(cuts, recipe.batch, draw)]
     wanted = int(recipe.pairs * len(batches)) if pairs else 0
     for _ in range(wanted):
         drawn = draw.sample(pairs, min(len(pairs), recipe.batch // 2))
         both = [half for pair in drawn for half in (pair.better, pair.worse)]
-        halves = [cut(half, encode, recipe.shape, Random(0)) for half in both]
+        halves = [cut(half, encode, replace(recipe, later=0.0), draw) for half in both]
         batches.append(batch_of(halves, paired=True))
     draw.shuffle(batches)
     return batches
@@ -78,14 +86,14 @@ def batch_of(cuts: Sequence[Cut], paired: bool = False) -> Batch:
     return Batch([window for window, _ in cuts], [example for _, example in cuts], paired)
 
 
-def cut(example: Example, encode: Encode, shape: Shape, draw: Random) -> Cut:
+def cut(example: Example, encode: Encode, recipe: Recipe, draw: Random) -> Cut:
     """One window of an example: mostly the first, at times one from further on."""
     asked = encode(example.prompt)
     if example.reply is None:
-        found = shape.alone(asked)
+        found = recipe.shape.alone(asked)
     else:
-        found = shape.pair(asked, encode(example.reply))
-    if draw.random() < 0.7:
+        found = recipe.shape.pair(asked, encode(example.reply))
+    if draw.random() < 1 - recipe.later:
         return found[0], example
     return draw.choice(found), example
 

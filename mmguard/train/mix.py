@@ -150,11 +150,13 @@ def preference(pair: Mapping[str, Row]) -> Contrast:
     return Contrast(better, worse)
 
 
-def one_pass(pool: Sequence[Example], draw: Random) -> list[Example]:
+def one_pass(
+    pool: Sequence[Example], draw: Random, times: Mapping[str, float] = TIMES
+) -> list[Example]:
     """Every example about as often as its source says, in random order."""
     drawn = []
     for item in pool:
-        times = TIMES.get(item.source, 1.0)
-        drawn += [item] * (int(times) + (draw.random() < times % 1))
+        often = times.get(item.source, 1.0)
+        drawn += [item] * (int(often) + (draw.random() < often % 1))
     draw.shuffle(drawn)
     return drawn

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from mmguard.train.mix import hazards
 # The share of harmless dev answers that each word may flag, with 95 % confidence.
 PROMISES = {"low": 0.01, "medium": 0.05, "high": 0.1}
 STREAMED = 400
+REMEMBERED = 200_000
+MARGINS = (0.0, 0.5, 1.0, 1.5, 2.0)
 CANARY = Canary(
     harmful=(
         Pair(
@@ -69,21 +72,40 @@ def split(rows: Sequence[Row]) -> Halves:
 
 
 def calibrate(model: bytes, parts: Parts, name: str, halves: Halves) -> EncoderDetector:
-    """The detector with its scales and thresholds, both from the tuned half."""
-    raw = EncoderDetector(name, {}, open_session(model), parts)
+    """The detector with its margin, scales and thresholds, all from the tuned half."""
+    raw = EncoderDetector(name, {}, open_session(model), parts, os.cpu_count() or 1)
+    raw.cache.size = REMEMBERED
+    raw = choose_margin(raw, halves.tuned)
     scales = {
         head: platt(*logits(raw, halves.tuned, side))
         for head, side in (("answer", "answer"), ("request", "request"))
     }
-    parts = replace(parts, scales=scales)
-    scaled = EncoderDetector(name, {}, raw.session, parts)
-    scaled.cache = raw.cache
+    scaled = refit(raw, scales=scales)
     found, labels = scores(scaled, halves.tuned, "answer")
     scaled.thresholds = {
         word: bounded_threshold(found, labels, promise).threshold
         for word, promise in PROMISES.items()
     }
     return scaled
+
+
+def choose_margin(detector: EncoderDetector, rows: Sequence[Row]) -> EncoderDetector:
+    """The detector with the margin at which its best F1 is best."""
+    made = [refit(detector, margin=margin) for margin in MARGINS]
+
+    def best(candidate: EncoderDetector) -> float:
+        found, labels = scores(candidate, rows, "answer")
+        return max(f1(found, labels, at) for at in np.quantile(found, np.linspace(0.5, 1, 101)))
+
+    return max(made, key=best)
+
+
+def refit(detector: EncoderDetector, **changes: Any) -> EncoderDetector:
+    """The same network, and what it has read, under other settings."""
+    parts = replace(detector.parts, **changes)
+    made = EncoderDetector(detector.name, detector.thresholds, detector.session, parts)
+    made.cache, made.pool = detector.cache, detector.pool
+    return made
 
 
 def logits(detector: EncoderDetector, rows: Sequence[Row], side: str) -> tuple[Array, Array]:
@@ -167,6 +189,7 @@ def manifest(detector: EncoderDetector, files: Mapping[str, bytes]) -> Manifest:
         settings={
             "heads": list(parts.heads),
             "shape": asdict(parts.shape),
+            "margin": parts.margin,
             "scales": {head: asdict(scale) for head, scale in parts.scales.items()},
         },
     )
