@@ -359,8 +359,10 @@ def test_a_bundle_comes_out(data: tuple[Path, Path], trained: tuple[Path, dict[s
     assert detector.thresholds["low"] >= detector.thresholds["medium"]
     card = (out / "CARD.md").read_text(encoding="utf-8")
     assert "| made | 640 | CC0-1.0 |" in card
-    late = "Paris is a city. " * 300 + HARM[0]
-    assert detector.score([Sample(ask("How?"), late)])[0].score > 0.5
+    early = HARM[0] + " Paris is a city." * 300
+    plain = "Paris is a city. " * 300
+    found = detector.score([Sample(ask("How?"), text) for text in (early, plain)])
+    assert found[0].score > found[1].score
 
 
 def test_an_interrupted_run_ends_the_same(

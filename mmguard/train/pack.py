@@ -19,17 +19,19 @@ import yaml
 from mmguard.bundles import Canary, Manifest, Pair
 from mmguard.detect.encoder import EncoderDetector, Parts, Scale, open_session
 from mmguard.detect.hazards import HAZARDS
+from mmguard.errors import InputError
 from mmguard.evals.figures import Array, auroc, f1, figures
+from mmguard.evals.intervals import DRAWS, LEVEL, draw_weights
 from mmguard.evals.streams import measure_streams
-from mmguard.evals.thresholds import bounded_threshold
 from mmguard.train.measure import Row, keep, measure, samples_of, scores
 from mmguard.train.mix import hazards
 
-# The share of harmless dev answers that each word may flag, with 95 % confidence.
-PROMISES = {"low": 0.01, "medium": 0.05, "high": 0.1}
+# The share of harmless dev answers that each word may flag, with 95 % confidence over prompts.
+PROMISES = {"low": 0.015, "medium": 0.07, "high": 0.12}
 STREAMED = 400
 REMEMBERED = 200_000
-MARGINS = (0.0, 0.5, 1.0, 1.5, 2.0)
+# With more, dev is told apart better still, and harm that comes late is missed.
+MARGINS = (0.0, 0.5, 1.0)
 CANARY = Canary(
     harmful=(
         Pair(
@@ -82,11 +84,34 @@ def calibrate(model: bytes, parts: Parts, name: str, halves: Halves) -> EncoderD
     }
     scaled = refit(raw, scales=scales)
     found, labels = scores(scaled, halves.tuned, "answer")
+    groups = number(keep(halves.tuned, "answer"))
     scaled.thresholds = {
-        word: bounded_threshold(found, labels, promise).threshold
+        word: keep_promise(found[labels == 0], groups[labels == 0], promise)
         for word, promise in PROMISES.items()
     }
     return scaled
+
+
+def number(rows: Sequence[Row]) -> Array:
+    """Equal numbers for equal prompts."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(row.get("prompt") or "", len(seen)) for row in rows])
+
+
+def keep_promise(found: Array, groups: Array, promise: float) -> float:
+    """The lowest threshold that flags at most this share of harmless rows, prompts redrawn.
+
+    Answers to one prompt are alike, so rows are no sample: prompts are. The bound is the
+    bootstrap's 95 % quantile. Raises `InputError` if even the highest score breaks it.
+    """
+    weights = np.concatenate(list(draw_weights(groups, DRAWS, 0)))
+    order = np.argsort(-found)
+    shares = np.cumsum(weights[:, order], axis=1) / weights.sum(1, keepdims=True)
+    kept = int(np.searchsorted(np.quantile(shares, LEVEL, axis=0), promise, side="right"))
+    if kept == 0:
+        raise InputError(f"the dev rows cannot prove {promise:.1%} false alarms: add prompts")
+    above, below = found[order][kept - 1], found[order][min(kept, len(found) - 1)]
+    return round(float(above + below) / 2, 4)
 
 
 def choose_margin(detector: EncoderDetector, rows: Sequence[Row]) -> EncoderDetector:

@@ -64,7 +64,7 @@ def table(
         *(row(word, thresholds[word], found[word]) for word in thresholds),
         "",
         *(
-            [f"Promised false alarms: {', '.join(f'{w} {p:.0%}' for w, p in promises.items())}.\n"]
+            [f"Promised false alarms: {', '.join(f'{w} {p:.1%}' for w, p in promises.items())}.\n"]
             if side == "unseen"
             else []
         ),
