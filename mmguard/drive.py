@@ -13,7 +13,8 @@ from contextlib import aclosing, closing
 from typing import Any, Protocol, TypeVar
 
 from mmguard.asks import Answer, Ask, Emit, Flow, Generate, Read, Score, Together
-from mmguard.errors import DetectorError, ModelError
+from mmguard.clock import awithin, within
+from mmguard.errors import DeadlineError, DetectorError, ModelError
 from mmguard.types import AnyRequest, Finding, Reply, Sample
 
 T = TypeVar("T")
@@ -134,6 +135,8 @@ def reply(ask: Ask, runtime: Runtime) -> Any:
     """One ask's answer or failure; of several, in order, up to the one that settles it."""
     if not isinstance(ask, Together):
         return call([ask], runtime)[0]
+    if ask.stop is None:
+        return reply_all({0: ask}, runtime)[0]
     answers: list[Answer] = []
     for one in ask.asks:
         answers += call([one], runtime)
@@ -145,7 +148,7 @@ def reply(ask: Ask, runtime: Runtime) -> Any:
 def reply_all(asks: Mapping[int, Ask], runtime: Runtime) -> dict[int, Any]:
     """The answers to many flows' asks, by one call for each model and detector."""
     flat = [one for ask in asks.values() for one in parts(ask)]
-    lanes: defaultdict[tuple[type[Ask], str], list[int]] = defaultdict(list)
+    lanes: defaultdict[tuple[type[Ask], str, float | None], list[int]] = defaultdict(list)
     for k, one in enumerate(flat):
         lanes[lane(one)].append(k)
     answers: dict[int, Answer | None] = {}
@@ -159,16 +162,21 @@ def parts(ask: Ask) -> Sequence[Ask]:
     return ask.asks if isinstance(ask, Together) else (ask,)
 
 
-def lane(ask: Ask) -> tuple[type[Ask], str]:
+def lane(ask: Ask) -> tuple[type[Ask], str, float | None]:
     """What asks must share to be answered by one call."""
-    name = {Generate: "model", Score: "detector"}.get(type(ask))
-    return type(ask), getattr(ask, name) if name else ""
+    match ask:
+        case Generate(name, _, timeout) | Score(name, _, timeout):
+            return type(ask), name, timeout
+        case _:
+            return type(ask), "", None
 
 
 def collect(ask: Ask, answers: list[Any]) -> Any:
     """One flow's share: of several answers, those up to the one that settles it."""
     if not isinstance(ask, Together):
         return answers[0]
+    if ask.stop is None:
+        return answers
     settled = (i for i, answer in enumerate(answers) if ask.stop(i, answer))
     return answers[: next(settled, len(answers)) + 1]
 
@@ -177,6 +185,9 @@ def call(asks: Sequence[Ask], runtime: Runtime) -> Sequence[Any]:
     """One call for asks of one lane; where it fails, one each, so that a bad row fails alone."""
     try:
         return perform(asks, runtime)
+    except DeadlineError as exc:
+        # What hangs together would hang again, one by one.
+        return [exc] * len(asks)
     except Exception as exc:
         if len(asks) == 1:
             return [exc]
@@ -185,11 +196,13 @@ def call(asks: Sequence[Ask], runtime: Runtime) -> Sequence[Any]:
 
 def perform(asks: Sequence[Any], runtime: Runtime) -> Sequence[Any]:
     match asks[0]:
-        case Generate(model):
-            replies = runtime.generate(model, [ask.request for ask in asks])
+        case Generate(model, _, timeout):
+            requests = [ask.request for ask in asks]
+            replies = within(timeout, lambda: runtime.generate(model, requests), late(timeout))
             return exact(replies, len(asks), Reply, ModelError(f"model {model!r} {SHORT}"))
-        case Score(detector):
-            findings = runtime.score(detector, [ask.sample for ask in asks])
+        case Score(detector, _, timeout):
+            samples = [ask.sample for ask in asks]
+            findings = within(timeout, lambda: runtime.score(detector, samples), late(timeout))
             return exact(
                 findings, len(asks), Finding, DetectorError(f"detector {detector!r} {SHORT}")
             )
@@ -197,6 +210,10 @@ def perform(asks: Sequence[Any], runtime: Runtime) -> Sequence[Any]:
             return [None] * len(asks)
         case _:
             raise TypeError("this flow reads a stream: drive it by `stream` or `astream`")
+
+
+def late(timeout: float | None) -> DeadlineError:
+    return DeadlineError(f"no answer within the {timeout or 0:.3g} s that the step had left")
 
 
 SHORT = "did not answer each row with one value of its kind"
@@ -212,10 +229,10 @@ async def areply(ask: Ask, runtime: AsyncRuntime) -> Any:
     """`reply`, with the asks of a `Together` under way at once."""
     try:
         match ask:
-            case Generate(model, request):
-                return await runtime.generate(model, request)
-            case Score(detector, sample):
-                return await runtime.score(detector, sample)
+            case Generate(model, request, timeout):
+                return await awithin(timeout, runtime.generate(model, request), late(timeout))
+            case Score(detector, sample, timeout):
+                return await awithin(timeout, runtime.score(detector, sample), late(timeout))
             case Together():
                 return await aall(ask, runtime)
             case _:
@@ -232,7 +249,7 @@ async def aall(ask: Together, runtime: AsyncRuntime) -> list[Answer]:
     try:
         for task in tasks:
             answers.append(await task)
-            if ask.stop(len(answers) - 1, answers[-1]):
+            if ask.stop and ask.stop(len(answers) - 1, answers[-1]):
                 break
     finally:
         for task in tasks:

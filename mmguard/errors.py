@@ -10,6 +10,8 @@ A block is never an exception: it is a `Guarded` value.
     ├── BundleError       whoever ships the bundle: do not trust its scores
     ├── DetectorError     a detector failed while scoring; inside a flow this is `on_error`
     ├── ModelError        a model failed; `status` and `body` are its server's, where it has one
+    ├── StepError         a repair step has no answer; inside a flow the next step is tried
+    ├── DeadlineError     a repair step took too long; inside a flow the next step is tried
     ├── BatchError        some rows of a batch failed; `results` holds all of them
     └── MissingExtra      whoever installed mmguard: the message has the pip line
 """
@@ -62,6 +64,14 @@ class ModelError(MmguardError):
     def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
         super().__init__(message)
         self.status, self.body = status, body
+
+
+class StepError(MmguardError):
+    """A repair step that does not apply, or has no answer: its words go into the trail."""
+
+
+class DeadlineError(MmguardError):
+    """An ask that outlasted the deadline of its repair step."""
 
 
 class BatchError(MmguardError):

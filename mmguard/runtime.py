@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from mmguard.clock import within
 from mmguard.drive import AsyncPieces, Pieces
 from mmguard.errors import DetectorError, UnknownName
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
@@ -58,10 +59,8 @@ class Local:
     def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
         found = lookup("detector", self.detectors, detector)
         start = time.perf_counter()
-        if self.timeout is None:
-            findings = found.score(samples)
-        else:
-            findings = within(self.timeout, detector, lambda: found.score(samples))
+        late = DetectorError(f"detector {detector!r} took longer than {self.timeout} s")
+        findings = within(self.timeout, lambda: found.score(samples), late)
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
 
@@ -76,29 +75,6 @@ def lookup(kind: str, names: Mapping[str, T], name: str) -> T:
         raise UnknownName(kind, name, names) from None
 
 
-def within(seconds: float, name: str, work: Callable[[], T]) -> T:
-    """The work's result, or `DetectorError` when it takes longer.
-
-    A daemon thread: one that hangs must keep neither the caller nor the interpreter.
-    """
-    results: list[T | Exception] = []
-
-    def target() -> None:
-        try:
-            results.append(work())
-        except Exception as exc:
-            results.append(exc)
-
-    thread = threading.Thread(target=target, daemon=True, name=f"mmguard-{name}")
-    thread.start()
-    thread.join(seconds)
-    if not results:
-        raise DetectorError(f"detector {name!r} took longer than {seconds} s")
-    if isinstance(results[0], Exception):
-        raise results[0]
-    return results[0]
-
-
 class Concurrent:
     """An asynchronous runtime over the same models and detectors; belongs to one event loop."""
 
@@ -108,16 +84,17 @@ class Concurrent:
 
     async def generate(self, model: str, request: AnyRequest) -> Reply:
         found = lookup("model", self.local.models, model)
+        start = time.perf_counter()
         if isinstance(found, AsyncModel):
-            start = time.perf_counter()
             reply = await found.agenerate(request)
-            return replace(reply, ms=(time.perf_counter() - start) * 1e3)
-        made: Reply = await self.lane("generate", model).submit(request)
-        return made
+        else:
+            reply = await self.lane("generate", model).submit(request)
+        return replace(reply, ms=(time.perf_counter() - start) * 1e3)
 
     async def score(self, detector: str, sample: Sample) -> Finding:
+        start = time.perf_counter()
         finding: Finding = await self.lane("score", detector).submit(sample)
-        return finding
+        return replace(finding, ms=(time.perf_counter() - start) * 1e3)
 
     def open(self, request: AnyRequest) -> AsyncPieces:
         target = self.local.models["target"]

@@ -1,0 +1,49 @@
+"""Work that must end in time, in a thread or on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def within(seconds: float | None, work: Callable[[], T], late: Exception) -> T:
+    """The work's result; raises `late` when it takes longer.
+
+    A daemon thread: one that hangs must keep neither the caller nor the interpreter.
+    """
+    if seconds is None:
+        return work()
+    results: list[T | Exception] = []
+
+    def target() -> None:
+        try:
+            results.append(work())
+        except Exception as exc:
+            results.append(exc)
+
+    thread = threading.Thread(target=target, daemon=True, name="mmguard-within")
+    thread.start()
+    thread.join(seconds)
+    if not results:
+        raise late
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
+
+
+async def awithin(seconds: float | None, work: Awaitable[T], late: Exception) -> T:
+    """`within` on an event loop: what is late is cancelled."""
+    if seconds is None:
+        return await work
+    clock = asyncio.timeout(seconds)
+    try:
+        async with clock:
+            return await work
+    except TimeoutError:
+        if clock.expired():
+            raise late from None
+        raise
