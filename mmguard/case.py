@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mmguard.asks import Flow, generate
+from mmguard.asks import Flow, Generate, generate, together
 from mmguard.types import Action, AnyRequest, Call, Coverage, Finding, Guarded, Reply, Request
 from mmguard.verdict import strictest
 
@@ -22,7 +23,6 @@ class Case:
     text: str = ""
     released: int = 0
     decision: Action = "pass"
-    attempt: int = 0
     closed: bool = False
     draft: Reply | None = None
     coverage: Coverage = field(default_factory=Coverage)
@@ -34,6 +34,17 @@ class Case:
         reply = yield from generate(model, request)
         self.calls.append(Call(stage, model, reply))
         return reply
+
+    def ask_all(self, stage: str, model: str, requests: Sequence[AnyRequest]) -> Flow[list[Reply]]:
+        """A model's replies to several requests at once; raises what the first failed by."""
+        asks = tuple(Generate(model, request) for request in requests)
+        replies: list[Reply] = []
+        for answer in (yield from together(asks)):
+            if not isinstance(answer, Reply):
+                raise answer if isinstance(answer, Exception) else TypeError(type(answer))
+            self.calls.append(Call(stage, model, answer))
+            replies.append(answer)
+        return replies
 
     def take(self, reply: Reply) -> None:
         self.draft, self.text = reply, reply.text

@@ -18,11 +18,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmguard import prompts, registry
-from mmguard.asks import Answer, Flow, Generate, Score, emit, generate, read, together
+from mmguard.asks import Answer, Flow, bound, emit, generate, read, together
 from mmguard.case import Case
-from mmguard.errors import DetectorError
+from mmguard.errors import DetectorError, StepError
 from mmguard.types import Action, Coverage, Finding, Guarded, Reply, Request, Sample
-from mmguard.verdict import is_grey, strictest, weigh
+from mmguard.verdict import excuse, is_grey, question, strictest, weigh
 
 if TYPE_CHECKING:
     from mmguard.policy import Check, Policy
@@ -38,7 +38,7 @@ def guard(request: Request, policy: Policy, *, stream: bool = False) -> Flow[Gua
         yield from release(case, len(case.text))
         return case.close(case.text, "pass", "answer", case.draft.finish)
     if action == "repair" and not case.released:
-        for case.attempt, name in enumerate(policy.steps):
+        for name in policy.repair:
             repaired = yield from attempt(case, name)
             if repaired is not None:
                 yield from emit(repaired.text)
@@ -93,17 +93,21 @@ def attempt(case: Case, name: str) -> Flow[Reply | None]:
     """One repair step's reply, if it has one and that passes the checks a draft must pass."""
     case.closed = False
     try:
-        reply = yield from registry.find("steps", name)(case)
-        if reply is not None and not reply.text.strip():
-            raise ValueError("the step answered nothing")
+        step = registry.find("steps", name)(case)
+        reply = offered((yield from bound(step, case.policy.deadline)), case.draft)
     except Exception as exc:
-        error = f"{type(exc).__name__}: {exc}"[:300]
-        case.trail.append(Finding(name, 1.0, "error", error=error, stage=name))
+        case.trail.append(excuse(name, exc))
         return None
-    if reply is None or (yield from verify(case, name, reply.text)) != "pass":
-        return None
-    found: Reply = reply
-    return found
+    return reply if (yield from verify(case, name, reply.text)) == "pass" else None
+
+
+def offered(reply: Reply | None, draft: Reply | None) -> Reply:
+    """The reply of a step, if it says something, and something else than the draft."""
+    if reply is None or not reply.text.strip():
+        raise StepError("the step answered nothing")
+    if draft and reply.text.strip() == draft.text.strip():
+        raise StepError("the step answered the draft again")
+    return reply
 
 
 def refuse(case: Case, where: str) -> Flow[Guarded]:
@@ -153,12 +157,6 @@ def opine(case: Case, stage: str, grey: Sequence[Check], sample: Sample) -> Flow
     asks = (question(case.policy, rule, sample),)
     answers = yield from together(asks, lambda i, answer: True)
     return weigh(case.policy, rule, answers[0], stage)
-
-
-def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
-    if (judge := policy.opinion(check)) is None:
-        return Score(check.detector, sample)
-    return Generate(judge.model, prompts.judge(policy.prompts.judge, sample, judge.image))
 
 
 def note(case: Case, stage: str, sample: Sample, findings: Sequence[Finding]) -> None:

@@ -11,49 +11,32 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mmguard import prompts, registry
 from mmguard.bundles import data_folder, is_path
 from mmguard.errors import PolicyError, UnknownName
+from mmguard.fields import (
+    Caption,
+    Detoxify,
+    Excise,
+    Judge,
+    Prompts,
+    Resample,
+    Rewrite,
+    Stream,
+    Strict,
+    Strictness,
+    contradict,
+)
 from mmguard.source import Layer, Where, merge, read_layer
 from mmguard.types import JUDGE, SELF, Action
 
-Word = Literal["low", "medium", "high"]
 Thresholds = Mapping[str, Mapping[str, float]]
 
 JUDGE_WORDS = {"low": 0.7, "medium": 0.5, "high": 0.3}
-
-
-def read_strictness(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    if number or value in get_args(Word):
-        return value
-    raise ValueError("no strictness; use low, medium, high or a number from 0 to 1")
-
-
-Strictness = Annotated[Word | float, BeforeValidator(read_strictness)]
-
-
-def contradict(*where: str | int, value: Any, fix: str) -> PydanticCustomError:
-    """An error about one field, found when looking at several."""
-    context = {"where": where, "value": value, "fix": fix}
-    return PydanticCustomError("contradiction", "{fix}", context)
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Rule(Strict):
@@ -71,11 +54,15 @@ class Rule(Strict):
 
 
 class Check(Rule):
-    """One detector, its rule, and rules of their own for some of its categories."""
+    """One detector, its rule, and rules of their own for some of its categories.
+
+    `alone` shows the detector the answer without the request.
+    """
 
     detector: str
+    alone: bool = False
     grey: Strictness | None = None
-    categories: dict[str, Rule] = {}
+    categories: dict[str, Rule] = Field(default_factory=dict)
     on_error: Action | None = None
 
     def bind(self, words: Mapping[str, float]) -> Check:
@@ -108,80 +95,6 @@ class Check(Rule):
         return words[strictness]
 
 
-class Judge(Strict):
-    """A model that is asked whether an answer is harmful, with or without the picture."""
-
-    model: str
-    image: bool = True
-    strictness: Strictness = "medium"
-
-
-class Caption(Strict):
-    """Eyes closed: who describes the picture, in at most how many tokens."""
-
-    model: str = "target"
-    max_tokens: Annotated[int, Field(ge=1)] = 128
-
-
-class Detoxify(Strict):
-    """Who rewrites a harmful answer."""
-
-    model: str = "target"
-
-
-class Resample(Strict):
-    """How often the target may answer again, and how far it may stray."""
-
-    tries: Annotated[int, Field(ge=1, le=16)] = 3
-    temperature: Annotated[float, Field(gt=0, le=2)] = 0.9
-
-
-class Stream(Strict):
-    """`buffer` lets nothing out before the whole answer is checked.
-
-    `window` checks every `window` characters and holds back the last `hold` of them.
-    """
-
-    mode: Literal["buffer", "window"] = "buffer"
-    window: Annotated[int, Field(ge=1)] | None = None
-    hold: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def agree(self) -> Stream:
-        for name in ("window", "hold"):
-            given = getattr(self, name) is not None
-            if self.mode == "window" and not given:
-                raise contradict("mode", value="window", fix=f"needs {name}; add e.g. {name}: 80")
-            if self.mode == "buffer" and given:
-                raise contradict(name, value=getattr(self, name), fix="needs mode: window; add it")
-        return self
-
-
-class Prompts(Strict):
-    """What models are told; each text names its blanks in braces."""
-
-    judge: str = prompts.JUDGE
-    caption: str = prompts.CAPTION
-    closed: str = prompts.CLOSED
-    detoxify: str = prompts.DETOXIFY
-
-    @model_validator(mode="after")
-    def name_blanks(self) -> Prompts:
-        for name, wanted in prompts.BLANKS.items():
-            found = set(prompts.BLANK.findall(getattr(self, name)))
-            if lost := wanted - found:
-                raise contradict(
-                    name, value=getattr(self, name), fix=f"lacks {{{min(lost)}}}; add it"
-                )
-            if strange := found - wanted:
-                raise contradict(
-                    name,
-                    value=getattr(self, name),
-                    fix=f"{{{min(strange)}}} is no blank; remove it",
-                )
-        return self
-
-
 class Policy(Strict):
     """Everything that decides about an answer. See `policies/balanced.yaml` for each field."""
 
@@ -192,14 +105,18 @@ class Policy(Strict):
     input: tuple[Check, ...] = ()
     output: tuple[Check, ...] = ()
     judge: Judge | None = None
-    repair: tuple[str, ...] = ("caption", "detoxify")
+    repair: tuple[str, ...] = ("caption", "rewrite")
+    deadline: Annotated[float, Field(gt=0)] | None = None
     caption: Caption = Caption()
+    excise: Excise = Excise()
+    rewrite: Rewrite = Rewrite()
     detoxify: Detoxify = Detoxify()
     resample: Resample = Resample()
+    principles: tuple[str, ...] = prompts.PRINCIPLES
     on_error: Action = "block"
     unreadable: Literal["block", "pass"] = "block"
     stream: Stream = Stream()
-    refusals: dict[str, str] = {}
+    refusals: dict[str, str] = Field(default_factory=dict)
     prompts: Prompts = Prompts()
 
     @field_validator("mode", mode="before")
@@ -240,21 +157,20 @@ class Policy(Strict):
         if where[0] == "input" and (asks or check.detector == SELF):
             fix = "a judge reads answers, not requests; move this check to output"
             raise contradict(*where, "detector", value=check.detector, fix=fix)
+        if check.alone and (where[0] == "input" or self.opinion(check)):
+            fix = "is for detectors of answers; move this check to output, or remove alone"
+            raise contradict(*where, "alone", value=True, fix=fix)
         if not self.repair and "repair" in actions(check):
             fix = "repair is empty; name a step under repair, or block"
             raise contradict(*where, "action", value="repair", fix=fix)
 
     @cached_property
-    def steps(self) -> tuple[str, ...]:
-        """The repair steps in order, one entry a try."""
-        tries = {"resample": self.resample.tries}
-        return tuple(name for name in self.repair for _ in range(tries.get(name, 1)))
-
-    @cached_property
     def models(self) -> frozenset[str]:
         """Names of the models that a flow under this policy may ask."""
+        steps = (self.caption, self.rewrite, self.detoxify)
+        named = {*(step.model for step in steps), self.resample.helper}
         judge = {self.judge.model} if self.judge else set()
-        return frozenset({"target", self.caption.model, self.detoxify.model, *judge})
+        return frozenset({"target", *judge, *(name for name in named if name)})
 
     @cached_property
     def detectors(self) -> frozenset[str]:
@@ -274,7 +190,9 @@ class Policy(Strict):
 
     def opinion(self, check: Check) -> Judge | None:
         """The model whose word a check takes; `None` where a detector scores."""
-        return {JUDGE: self.judge, SELF: Judge(model="target")}.get(check.detector)
+        if check.detector == SELF:
+            return Judge(model="target")
+        return self.judge if check.detector == JUDGE else None
 
     def second(self, action: Action) -> Check:
         """The judge's opinion as a check that leads to this action."""

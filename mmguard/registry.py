@@ -53,7 +53,9 @@ BUILTIN: dict[Kind, dict[str, str]] = {
     "steps": {
         "caption": "mmguard.steps:caption",
         "detoxify": "mmguard.steps:detoxify",
+        "excise": "mmguard.steps:excise",
         "resample": "mmguard.steps:resample",
+        "rewrite": "mmguard.steps:rewrite",
     },
 }
 

@@ -1,50 +1,134 @@
-"""The repair steps: each makes one new answer out of a case, or has none to make.
+"""The repair steps: each makes one new answer out of a case, or says why it has none.
 
-A step is a generator like the flow itself. It returns a `Reply`, or `None` where it does
-not apply; it never judges its own work, the flow does. Packages add steps by entry point.
+A step is a generator like the flow itself. It returns a `Reply`, or raises `StepError` with
+the reason for the trail; whatever else it raises is a failure. It never passes its own
+work, the flow judges that. Packages add steps by entry point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
-from mmguard import prompts
+from mmguard import grading, prompts
 from mmguard.asks import Flow
 from mmguard.case import Case
-from mmguard.types import Reply
+from mmguard.errors import StepError
+from mmguard.types import Finding, Reply, Sample
+from mmguard.verdict import read_judge
 
 Step = Callable[[Case], Flow[Reply | None]]
 
 
-def caption(case: Case) -> Flow[Reply | None]:
-    """Eyes closed: describe the picture, then answer from the description alone (ECSO)."""
-    if not case.request.images:
-        return None
-    how, texts = case.policy.caption, case.policy.prompts
-    look = prompts.caption(texts.caption, case.request, how.max_tokens)
-    described = yield from case.ask("caption", how.model, look)
+def caption(case: Case) -> Flow[Reply]:
+    """Eyes closed: describe the pictures, then answer from the descriptions alone.
+
+    ECSO (arXiv 2403.09572); that descriptions are checked, quoted and one a picture is ours.
+    """
+    described = yield from describe(case)
+    if case.policy.caption.check:
+        described = yield from grading.screen(case, described)
     case.closed = True
-    request = prompts.closed(texts.closed, case.request, described.text)
+    request = prompts.closed(case.policy.prompts.closed, case.request, described)
     return (yield from case.ask("closed", "target", request))
 
 
-def detoxify(case: Case) -> Flow[Reply | None]:
-    """Rewrite the draft so that it harms nobody (MLLM-Protector)."""
-    if case.draft is None:
-        return None
-    request = prompts.detoxify(case.policy.prompts.detoxify, case.request, case.draft.text)
+def describe(case: Case) -> Flow[list[str]]:
+    """What the pictures show, in no more words than the policy allows."""
+    if not case.request.images:
+        raise StepError("the request has no picture")
+    how, prompt = case.policy.caption, case.policy.prompts.caption
+    looks = prompts.look(prompt, case.request, how.max_tokens, how.together)
+    replies = yield from case.ask_all("caption", how.model, looks)
+    texts = [reply.text.strip()[: prompts.CHARS * how.max_tokens] for reply in replies]
+    if not all(texts):
+        raise StepError("a description is empty")
+    if case.draft and case.draft.text.strip() in texts:
+        raise StepError("a description repeats the draft")
+    return texts
+
+
+def excise(case: Case) -> Flow[Reply]:
+    """Cut the harmful sentences out of a mostly harmless draft; no model is asked.
+
+    Harm is found sentence by sentence, with a severity, as HSA-DPO finds hallucinations.
+    """
+    draft = drafted(case)
+    if draft.finish == "cut":
+        raise StepError("the draft was cut off in mid-stream")
+    how = case.policy.excise
+    text = yield from grading.prune(case, "excise", draft.text, grading.as_answer, how)
+    return Reply(text, draft.finish)
+
+
+def rewrite(case: Case) -> Flow[Reply]:
+    """Write the draft anew by the policy's principles, after a plan of what is safe to say.
+
+    Analysis, guidance and answer as in AlignCoT (arXiv 2405.00557); principles in plain words
+    as in SALMON (arXiv 2310.05910).
+    """
+    draft, how, texts = drafted(case), case.policy.rewrite, case.policy.prompts
+    rules = "\n".join(f"- {principle}" for principle in case.policy.principles)
+    known = {"query": case.request.query or prompts.NO_WORDS, "principles": rules}
+    plan = prompts.NO_PLAN
+    if how.staged:
+        request = prompts.plain(texts.plan, prompts.PLAN_OPTIONS, **known)
+        plan = (yield from case.ask("plan", how.model, request)).text
+    known |= {"plan": plan, "answer": draft.text}
+    request = prompts.plain(texts.rewrite, case.request.options, **known)
+    return (yield from case.ask("rewrite", how.model, request))
+
+
+def detoxify(case: Case) -> Flow[Reply]:
+    """Write the draft anew without a look at the request (MLLM-Protector, arXiv 2401.02906)."""
+    draft, prompt = drafted(case), case.policy.prompts.detoxify
+    request = prompts.plain(prompt, case.request.options, answer=draft.text)
     return (yield from case.ask("detoxify", case.policy.detoxify.model, request))
 
 
-def resample(case: Case) -> Flow[Reply | None]:
-    """Let the target answer again, at a temperature; each try has a seed of its own."""
+def resample(case: Case) -> Flow[Reply]:
+    """The best of several new answers of the target; the first that is good enough ends it."""
+    drafted(case)
+    how, tried = case.policy.resample, list[Candidate]()
+    for seed in range(1, how.tries + 1):
+        request = prompts.again(case.request, seed, how.temperature)
+        reply = yield from case.ask("resample", "target", request)
+        tried.append((yield from appraise(case, reply)))
+        if tried[-1].passes and (how.helper is None or tried[-1].helps >= how.enough):
+            break
+    return max(tried, key=lambda candidate: candidate.worth).reply
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One new answer: whether it passes the checks, its harm, and how much it helps."""
+
+    reply: Reply
+    passes: bool
+    harm: float
+    helps: float
+
+    @property
+    def worth(self) -> tuple[bool, float]:
+        return self.passes, self.helps - self.harm
+
+
+def appraise(case: Case, reply: Reply) -> Flow[Candidate]:
+    """What a new answer is worth, by the policy's checks and its helper."""
+    view, helper = grading.as_answer(case, reply.text), case.policy.resample.helper
+    [harm] = yield from grading.grade(case, "resample", [view])
+    helps = 0.0
+    if helper:
+        sample = Sample(case.request, reply.text)
+        request = prompts.judge(case.policy.prompts.helpful, sample, image=True)
+        helps = read_judge((yield from case.ask("helpful", helper, request))).score
+    told = f"helps {helps:.2f}" if helper else ""
+    case.trail.append(Finding("resample", harm.score, "tried", reason=told, stage="resample"))
+    passes = harm.action == "pass" and bool(reply.text.strip())
+    return Candidate(reply, passes, harm.score, helps)
+
+
+def drafted(case: Case) -> Reply:
     if case.draft is None:
-        return None
-    fixed = {"do_sample", "num_beams"}
-    options = {
-        **{name: value for name, value in case.request.options.items() if name not in fixed},
-        "temperature": case.policy.resample.temperature,
-        "seed": case.attempt + 1,
-    }
-    return (yield from case.ask("resample", "target", replace(case.request, options=options)))
+        raise StepError("there is no draft")
+    return case.draft

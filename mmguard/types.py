@@ -5,6 +5,7 @@ They know nothing of models, detectors or wires. A score is always p(unsafe).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,12 +123,19 @@ class Request:
         return (part for message in self.messages for part in message.parts)
 
 
+# A picture spelled out in words is a picture all the same.
+SPELLED = re.compile(r"data:image/[^\s\"'<>()\[\]{}]*", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class TextMessage:
-    """A message that has no room for anything but words."""
+    """A message that has no room for anything but words; a data URI of a picture is none."""
 
     role: Role
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", SPELLED.sub("(a picture)", self.text))
 
     @property
     def parts(self) -> tuple[Text]:

@@ -1,4 +1,4 @@
-"""From a detector's answer to what the policy wants done about it: pure functions.
+"""From a check to its question, and from the answer to what is to be done: pure functions.
 
 Whatever is not a finding with a score from 0 to 1 is a failure, and a failure is
 `on_error`, never "safe".
@@ -12,9 +12,10 @@ from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from mmguard.asks import Answer
-from mmguard.errors import DetectorError
-from mmguard.types import JUDGE, SEVERITY, Action, Finding, Reply
+from mmguard import prompts
+from mmguard.asks import Answer, Generate, Score
+from mmguard.errors import DetectorError, StepError
+from mmguard.types import JUDGE, SEVERITY, Action, Finding, Reply, Request, Sample
 
 if TYPE_CHECKING:
     from mmguard.policy import Check, Policy
@@ -26,9 +27,19 @@ def strictest(actions: Iterable[Action]) -> Action:
     return max(actions, key=SEVERITY.__getitem__, default="pass")
 
 
+def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
+    """What a check asks of its detector, or of the model whose word it takes."""
+    judge = policy.opinion(check)
+    if judge is None:
+        shown = replace(sample, request=Request(())) if check.alone else sample
+        return Score(check.detector, shown)
+    shown = replace(sample, reply=sample.reply and sample.reply[: judge.chars])
+    return Generate(judge.model, prompts.judge(policy.prompts.judge, shown, judge.image))
+
+
 def weigh(policy: Policy, check: Check, answer: Answer, stage: str) -> Finding:
     """The answer as a finding with its threshold and the action it leads to."""
-    finding = read_answer(check, answer)
+    finding = read_answer(policy, check, answer)
     if finding.error or not is_probability(finding.score):
         return fail(policy, check, finding, stage)
     action = decide(check, finding)
@@ -39,12 +50,14 @@ def is_probability(score: object) -> bool:
     return isinstance(score, Real) and 0 <= float(score) <= 1
 
 
-def read_answer(check: Check, answer: Answer) -> Finding:
+def read_answer(policy: Policy, check: Check, answer: Answer) -> Finding:
     if isinstance(answer, Finding):
         return answer
     try:
         if isinstance(answer, Reply):
-            return replace(read_judge(answer), detector=check.detector)
+            judge = policy.opinion(check)
+            read = read_word if judge and judge.trigger == "word" else read_judge
+            return replace(read(answer), detector=check.detector)
         error = f"{type(answer).__name__}: {answer}"
     except DetectorError as exc:
         error = str(exc)
@@ -92,5 +105,19 @@ def read_judge(reply: Reply) -> Finding:
     return Finding(JUDGE, float(spoken[1].lower() == "yes"), reason="words")
 
 
+def read_word(reply: Reply) -> Finding:
+    """Whether a judge's reply is the bare word yes; whatever else it says counts as no."""
+    found = reply.text.strip().lower() in ("yes", "yes.")
+    return Finding(JUDGE, float(found), reason="bare word")
+
+
 def weight(first: Mapping[str, float], word: str) -> float:
     return sum(share for token, share in first.items() if token.strip().lower() == word)
+
+
+def excuse(step: str, error: Exception) -> Finding:
+    """Why a repair step brought no answer: it has none, or it failed."""
+    if isinstance(error, StepError):
+        return Finding(step, 0.0, "skipped", reason=str(error)[:300], stage=step)
+    told = f"{type(error).__name__}: {error}"[:300]
+    return Finding(step, 1.0, "error", error=told, stage=step)

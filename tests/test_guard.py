@@ -90,13 +90,23 @@ def test_eyes_closed_by_type() -> None:
 def test_text_only_skips_caption() -> None:
     target = ScriptedModel(lambda r: "mended" if "anew" in words(r) else BAD)
     guarded = chat(ask("hello"), target=target)
-    assert (guarded.text, guarded.step, guarded.closed) == ("mended", "detoxify", False)
+    assert (guarded.text, guarded.step, guarded.closed) == ("mended", "rewrite", False)
+    assert (guarded.trail[1].label, guarded.trail[1].reason) == (
+        "skipped",
+        "the request has no picture",
+    )
+
+
+def worse(request: AnyRequest) -> str:
+    return f"{BAD}, and {len(words(request))} words on"
 
 
 def test_repairs_are_judged() -> None:
-    guarded = chat(target=says(BAD), policy=make_policy(refusals={"hate": "No hate."}))
+    target = ScriptedModel(lambda r: "a red square" if "Do not answer it" in words(r) else worse(r))
+    guarded = chat(target=target, policy=make_policy(refusals={"hate": "No hate."}))
     assert (guarded.text, guarded.action, guarded.step) == ("No hate.", "block", "output")
-    assert [f.stage for f in guarded.trail] == ["output", "caption", "detoxify"]
+    assert [f.stage for f in guarded.trail] == ["output", "caption", "rewrite"]
+    assert {f.action for f in guarded.trail} == {"repair"}
     assert guarded.finish == "content_filter"
     assert not guarded.closed
 
@@ -115,10 +125,12 @@ def test_failing_step_is_passed_over() -> None:
     def script(request: AnyRequest) -> str:
         if isinstance(request, TextRequest) and "cannot see" in words(request):
             raise ModelError("this model takes no words without a picture")
+        if "Do not answer it" in words(request):
+            return "a red square"
         return "mended" if "anew" in words(request) else BAD
 
     guarded = chat(target=ScriptedModel(script))
-    assert (guarded.text, guarded.step) == ("mended", "detoxify")
+    assert (guarded.text, guarded.step) == ("mended", "rewrite")
     assert "takes no words" in guarded.trail[1].error
 
 
@@ -126,7 +138,7 @@ def test_empty_repair_is_no_repair() -> None:
     target = ScriptedModel(lambda r: "  " if "anew" in words(r) else BAD)
     guarded = chat(ask("hello"), target=target)
     assert guarded.action == "block"
-    assert "answered nothing" in guarded.trail[-1].error
+    assert "answered nothing" in guarded.trail[-1].reason
 
 
 def test_target_failure_is_the_callers() -> None:

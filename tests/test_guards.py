@@ -17,11 +17,12 @@ from mmguard import registry, wrap
 from mmguard.bundles import load_detector
 from mmguard.detect.families import FAMILIES
 from mmguard.detect.guards import GuardDetector
-from mmguard.detect.questions import Writer, defuse
+from mmguard.detect.questions import Writer
 from mmguard.detect.resident import Resident
 from mmguard.errors import BundleError, DetectorError, MissingExtra
 from mmguard.models.hf import HFModel
 from mmguard.models.scripted import ScriptedModel
+from mmguard.prompts import defuse
 from mmguard.types import Detector, Message, Opaque, Request, Sample, Text
 from tests.tiny import build
 from tests.tiny_guards import KINDS, LISTED, TURN, WILD, made, save_guard, text_guard, write_bundle

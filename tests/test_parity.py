@@ -30,6 +30,11 @@ POLICIES: dict[str, dict[str, Any]] = {
     "two, a block first": {"output": BOTH[::-1]},
     "input": {"input": [{"detector": "harm", "action": "block"}]},
     "resample": {"repair": ["resample", "caption"]},
+    "best": {"repair": ["resample"], "resample": {"tries": 2, "helper": "target"}},
+    "excise": {"repair": ["excise", "detoxify"], "excise": {"most": 1, "mark": "[...]"}},
+    "deadline": {"repair": ["caption", "rewrite"], "deadline": 60},
+    "one picture at a time, unchecked": {"caption": {"check": False}},
+    "all pictures together": {"caption": {"together": True, "max_tokens": 9}},
     "judge": {
         "output": [{"detector": "harm", "strictness": 0.95, "grey": 0.5}],
         "judge": {"model": "target"},

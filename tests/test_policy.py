@@ -35,7 +35,9 @@ def test_preset_facts() -> None:
     assert load_policy("audit").mode == "audit"
     assert load_policy("off").models == {"target"}
     assert load_policy("ecso").judge is not None
-    assert load_policy("protector").steps == ("detoxify",)
+    assert load_policy("protector").repair == ("detoxify",)
+    assert load_policy("protector").output[0].alone
+    assert load_policy("balanced").principles == make_policy().principles
     assert load_policy("audit").output == load_policy("balanced").output
 
 
@@ -85,6 +87,11 @@ BAD_FILES = [
         "move this check",
     ),
     ("input:\n  - detector: self\n" + CHECK, 2, "input[0].detector: 'self'", "move this check"),
+    (CHECK + "    alone: true\ninput: [{detector: a, alone: true}]\n", 4, "input[0].alone", "move"),
+    ("output: [{detector: self, alone: true}]\n", 1, "output[0].alone: True", "remove alone"),
+    (CHECK + "deadline: 0\n", 3, "deadline: 0", "greater than 0"),
+    (CHECK + "excise: {most: 2}\n", 3, "excise.most: 2", "less than or equal to 1"),
+    (CHECK + "prompts:\n  detoxify: '{query} {answer}'\n", 4, "detoxify", "{query} is no blank"),
     (CHECK + "judge: {image: false}\n", 3, "judge.model:", "missing; add it"),
     ("description: no checks\n", 1, "output: []", "mode: off"),
     ("mode: off\n" + CHECK, 1, "mode: 'off'", "remove input and output"),
@@ -190,9 +197,11 @@ def test_judge_words_are_bound() -> None:
     assert make_policy().second("block").threshold == 0.0
 
 
-def test_steps_count_tries() -> None:
-    policy = make_policy(repair=["resample", "caption"], resample={"tries": 2})
-    assert policy.steps == ("resample", "resample", "caption")
+def test_names_of_what_is_asked() -> None:
+    policy = make_policy(
+        judge={"model": "a"}, rewrite={"model": "b"}, resample={"helper": "c"}, deadline=2
+    )
+    assert policy.models == {"target", "a", "b", "c"}
     assert policy.detectors == {"harm"}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmguard import prompts
 from mmguard.detect.families import Criterion, Family
+from mmguard.prompts import defuse
 from mmguard.types import Image, Message, Part, Request, Role, Sample, Text
 
 # What the judge is asked of a request alone; `prompts.JUDGE` is its question about an answer.
@@ -17,14 +17,7 @@ ASKED = (
     " or is the request itself hateful, sexual about minors, or cruel? Reply with one word, yes"
     " or no."
 )
-# What chat templates put between turns: a guard must not read it in what it judges.
-MARK = re.compile(r"<(?=\|[\w ]{1,40}\|>|/?s>|(?:start|end)_of_\w{1,20}>)|\[(?=/?INST\])")
 SPOKEN: Mapping[Role, Role] = {**prompts.SPOKEN, "user": "user", "assistant": "assistant"}
-
-
-def defuse(text: str) -> str:
-    """The text with every mark of a turn broken by a space, so that it ends none."""
-    return MARK.sub(lambda found: f"{found[0]} ", text)
 
 
 @dataclass(frozen=True, slots=True)
