@@ -120,7 +120,8 @@ def appraise(case: Case, reply: Reply) -> Flow[Candidate]:
     helps = 0.0
     if helper:
         sample = Sample(case.request, reply.text)
-        request = prompts.judge(case.policy.prompts.helpful, sample, image=True)
+        # Without the picture, which may be what misled the target.
+        request = prompts.judge(case.policy.prompts.helpful, sample, image=False)
         helps = read_judge((yield from case.ask("helpful", helper, request))).score
     told = f"helps {helps:.2f}" if helper else ""
     case.trail.append(Finding("resample", harm.score, "tried", reason=told, stage="resample"))

@@ -12,7 +12,7 @@ from mmguard import guard, registry
 from mmguard.asks import Answer, Emit, Flow, Together
 from mmguard.case import Case
 from mmguard.drive import run, run_many, stream
-from mmguard.errors import DetectorError
+from mmguard.errors import DeadlineError, DetectorError
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel
 from mmguard.policy import Policy, load_policy
 from mmguard.types import (
@@ -212,6 +212,48 @@ def test_no_picture_in_any_form(
         last = target.seen[-1]
         assert isinstance(last, TextRequest)
         assert not any(form in repr(last) for form in (MARKER, "data:image", "Image(", "Opaque("))
+
+
+def fails(error: Exception) -> Callable[[], str]:
+    def fail() -> str:
+        raise error
+
+    return fail
+
+
+BEHAVIOURS: dict[str, Callable[[], str]] = {
+    "raises": fails(RuntimeError("out of order")),
+    "too late": fails(DeadlineError("too late")),
+    "empty": lambda: " ",
+    "loops": lambda: BAD,
+    "harms": lambda: f"{BAD} once more",
+    "mends": lambda: "mended",
+}
+STAGES = {"Do not answer it": "caption", "cannot see": "caption", "whoever writes": "rewrite"}
+STAGES |= {"the thoughts": "rewrite", "was changed": "detoxify"}
+
+
+@given(
+    st.lists(st.sampled_from(list(BEHAVIOURS)), min_size=4, max_size=4), st.permutations(range(4))
+)
+def test_the_next_step_or_the_refusal(behaviours: list[str], order: list[int]) -> None:
+    """However its steps behave, a repair ends with a text that passed, or with the refusal."""
+    steps = ["caption", "rewrite", "detoxify", "resample"]
+    plays = dict(zip(steps, behaviours, strict=True))
+
+    def script(request: AnyRequest) -> str:
+        said = words(request)
+        again = "resample" if "seed" in request.options else "draft"
+        stage = next((step for mark, step in STAGES.items() if mark in said), again)
+        return BAD if stage == "draft" else BEHAVIOURS[plays[stage]]()
+
+    repair = [steps[i] for i in order]
+    guarded = chat(script, policy=make_policy(repair=repair, resample={"tries": 2}))
+    good = next((step for step in repair if plays[step] == "mends"), None)
+    assert (guarded.action, guarded.step) == (("repair", good) if good else ("block", "output"))
+    for step in repair[: repair.index(good) if good else None]:
+        last = [f for f in guarded.trail if f.stage in (step, "description")][-1]
+        assert last.error or last.reason or last.action == "repair"
 
 
 # -- excise -------------------------------------------------------------------
