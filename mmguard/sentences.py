@@ -21,11 +21,11 @@ QUOTE = re.compile(r"\s*(?:>\s?)*")
 RULE = re.compile(r"\s*(?:[-*_]\s*){3,}$")
 NUMBER = re.compile(r"\d{1,3}(?=[.)、])")
 
-# Western, Chinese and Japanese; Hindi, Arabic, Urdu, Armenian, Ethiopic, Burmese.
+# Western, Chinese and Japanese; Hindi, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer, Tibetan.
 END = re.compile(
     r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019\u00bb)\]*_]*+(?:\s++|$)"
     r"|[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\u201d\u2019\uff09\u3011]*\s*"
-    r"|[\u0964\u0965\u061f\u06d4\u0589\u1362\u104b]+[\"'\u201d\u2019\u00bb)]*\s*"
+    r"|[\u0964\u0965\u061f\u06d4\u0589\u1362\u104b\u17d4\u0f0d]+[\"'\u201d\u2019\u00bb)]*\s*"
 )
 COLONS = (":", "\uff1a")
 # A full stop after these ends no sentence: initials, numbers of a list, titles.

@@ -130,6 +130,7 @@ PIECES = ["a word", "Fine.", "BAD one. ", "Two!", "\n", "\n\n", "- ", "2. ", "# 
 TEXTS = st.one_of(st.text(max_size=80), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_blocks_hold_every_character(text: str) -> None:
     blocks = parse(text)

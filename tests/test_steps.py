@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mmguard import guard, registry
 from mmguard.asks import Answer, Emit, Flow, Together
@@ -197,6 +197,7 @@ OPTIONS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(MESSAGES, min_size=1, max_size=6), OPTIONS, st.booleans())
 def test_no_picture_in_any_form(
     messages: list[Message], options: dict[str, Any], together: bool
@@ -233,6 +234,7 @@ STAGES = {"Do not answer it": "caption", "cannot see": "caption", "whoever write
 STAGES |= {"the thoughts": "rewrite", "was changed": "detoxify"}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(list(BEHAVIOURS)), min_size=4, max_size=4), st.permutations(range(4))
 )
@@ -393,6 +395,7 @@ def test_a_driver_that_loses_findings() -> None:
     assert "lost findings" in told(stop.value.value, "excise")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["Fine. ", f"{BAD} so. ", "\n- ", "\n\n", "Well: ", "好。"]), max_size=12
