@@ -208,3 +208,14 @@ def test_names_of_what_is_asked() -> None:
 def test_fields_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         make_policy().mode = "off"
+
+
+def test_balanced_tells_every_field() -> None:
+    """The default preset is the reference: each field stands in it, if only in a comment."""
+    text = (data_folder("policies") / "balanced.yaml").read_text(encoding="utf-8")
+    made = schema()
+    parts = [made, *(part for name, part in made["$defs"].items() if name != "Prompts")]
+    fields = {field for part in parts for field in part["properties"]} - {"name", "extends"}
+    assert [field for field in sorted(fields) if f"{field}:" not in text] == []
+    prompts = made["$defs"]["Prompts"]["properties"]
+    assert [name for name in prompts if name not in text.split("# What models are told")[1]] == []
