@@ -297,14 +297,32 @@ def together(sample: Sample) -> float:
 def test_excise_cuts_more_where_the_rest_still_harms() -> None:
     detector = ScriptedDetector(together, name="harm", thresholds={"medium": 0.5})
     text = "First part. Second part. Third part. And a long and harmless end to it."
-    for margin, rest in ((0, "Second part. And"), (0.5, "And a long")):
+    for margin, rest in ((0, "First part. Second part. And"), (0.5, "Second part. And")):
         fields = {"repair": ["excise"], "excise": {"margin": margin, "most": 0.7}}
         policy, runtime = make_world(
             make_policy(**fields), target=ScriptedModel(lambda r: text), detectors=[detector]
         )
         guarded = run(guard(ask(), policy), runtime)
-        assert rest in guarded.text
+        assert guarded.text.startswith(rest)
         assert guarded.trail[1].reason.endswith("minor")
+
+
+def diluted(sample: Sample) -> float:
+    """Harm that one harmful sentence makes by itself, but not among harmless ones."""
+    reply = sample.reply or ""
+    return min(1.0, 10 * reply.count(BAD) / len(reply))
+
+
+def test_what_harms_alone_is_cut_even_if_the_rest_would_pass() -> None:
+    detector = ScriptedDetector(diluted, name="harm", thresholds={"medium": 0.2})
+    target = ScriptedModel(
+        lambda r: (
+            f"A fine and long sentence stands here, and goes on a little. {BAD} one. {BAD} two."
+        )
+    )
+    fields = {"repair": ["excise"], "excise": {"margin": 0}}
+    policy, runtime = make_world(make_policy(**fields), target=target, detectors=[detector])
+    assert BAD not in run(guard(ask(), policy), runtime).text
 
 
 NOT_EXCISED = {
