@@ -163,13 +163,18 @@ AnyRequest = Request | TextRequest
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a model read and wrote."""
+    """Tokens that a model read and wrote; `cached` of those read were known from before."""
 
     prompt: int = 0
     completion: int = 0
+    cached: int = field(default=0, compare=False)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+        return Usage(
+            self.prompt + other.prompt,
+            self.completion + other.completion,
+            self.cached + other.cached,
+        )
 
 
 @dataclass(frozen=True, slots=True)

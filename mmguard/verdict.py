@@ -96,8 +96,8 @@ def read_judge(reply: Reply) -> Finding:
 
     Raises `DetectorError` for a reply that says neither yes nor no.
     """
-    yes, no = weight(reply.first, "yes"), weight(reply.first, "no")
-    if yes + no > 0.1:
+    if decided(reply.first):
+        yes, no = weight(reply.first, "yes"), weight(reply.first, "no")
         return Finding(JUDGE, min(1.0, yes / (yes + no)), reason="first token")
     spoken = YES_NO.match(reply.text)
     if spoken is None:
@@ -109,6 +109,11 @@ def read_word(reply: Reply) -> Finding:
     """Whether a judge's reply is the bare word yes; whatever else it says counts as no."""
     found = reply.text.strip().lower() in ("yes", "yes.")
     return Finding(JUDGE, float(found), reason="bare word")
+
+
+def decided(first: Mapping[str, float]) -> bool:
+    """Whether the first token says it all, so that no later one is read."""
+    return weight(first, "yes") + weight(first, "no") > 0.1
 
 
 def weight(first: Mapping[str, float], word: str) -> float:

@@ -6,17 +6,20 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image as pil
 
+from mmguard import prompts
 from mmguard.media import load_image
 from mmguard.models.hf import HFModel
-from mmguard.types import Image, Message, Request, Text
+from mmguard.types import AnyRequest, Image, Message, Reply, Request, Sample, Text
 from tests.tiny import Tiny, build
 
 TOKENS = 8
+LONG = "Some words before the picture, my friend, and then what it shows:"
 EYE = re.compile(r"(model\.)?(vision_tower|vision_model|visual)")
 
 
@@ -55,6 +58,30 @@ def rows(tiny: Tiny) -> list[Request]:
 def adapt(name: str = "llava") -> HFModel:
     tiny = build(name)
     return HFModel(tiny.model, tiny.processor)
+
+
+def whole(name: str = "llava") -> HFModel:
+    """The same model, reading every prompt from its start."""
+    tiny = build(name)
+    return HFModel(tiny.model, tiny.processor, reuse=0)
+
+
+def judged(request: Request, answer: str = "a table") -> AnyRequest:
+    return prompts.judge(prompts.JUDGE, Sample(request, answer), True)
+
+
+def captioned(request: Request) -> Request:
+    return prompts.caption(prompts.CAPTION, request, TOKENS)
+
+
+def system(text: str, request: Request) -> Request:
+    first = Message("system", (Text(text),))
+    return replace(request, messages=(first, *request.messages))
+
+
+def outline(reply: Reply) -> tuple[Any, ...]:
+    """All but probabilities, whose last digits differ."""
+    return reply.text, reply.tokens, reply.finish, reply.usage
 
 
 def own(tiny: Tiny, request: Request, **how: Any) -> tuple[int, ...]:

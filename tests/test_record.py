@@ -27,7 +27,7 @@ def test_what_it_holds() -> None:
     policy, runtime = make_world()
     line = record(run(guard(SEEN, policy), runtime))
     assert (line["action"], line["step"], line["policy"]) == ("repair", "caption", policy.tag)
-    assert line["usage"] == {"prompt": 7, "completion": 11}
+    assert line["usage"] == {"prompt": 7, "completion": 11, "cached": 0}
     assert [f["stage"] for f in line["trail"]] == ["output", "caption"]
     assert line["trail"][0]["threshold"] == 0.5
     assert line["coverage"]["images_total"] == 1

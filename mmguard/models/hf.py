@@ -17,8 +17,10 @@ from typing import Any
 from mmguard.errors import InputError, MissingExtra, MmguardError, ModelError
 from mmguard.media import decode
 from mmguard.models.options import HOOKS, Plan, plan
-from mmguard.models.tokens import Sink, Spelling, Stop
+from mmguard.models.prefix import USUAL, Prefixes, single, unshared
+from mmguard.models.tokens import Settled, Sink, Spelling, Stop
 from mmguard.types import AnyRequest, Image, Opaque, Reply, Text, Usage
+from mmguard.verdict import decided
 
 # What `from_pretrained` of a processor takes too.
 SHARED = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
@@ -32,18 +34,32 @@ class HFModel:
     back into it. A reply's tokens, and the completion tokens of its usage, include the token
     that ended it. Raises `InputError` for an option or part that the model cannot take, and
     `ModelError` when it fails.
+
+    Keys and values of the last `reuse` prompts of one row stay in the model's memory, 2 GiB
+    at most, until weights change, memory runs out or `forget` is called; a single row that
+    begins alike, pictures included, goes on from there. `unshared` says why a model does not;
+    `reuse=0` turns it off. `prefilled` and `reused` count prompts' tokens.
     """
 
     def __init__(
-        self, model: Any, processor: Any, *, name: str = "hf", batch_size: int = 8
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        name: str = "hf",
+        batch_size: int = 8,
+        reuse: int = 4,
     ) -> None:
         self.model, self.processor = model, processor
         self.name, self.batch_size = name, batch_size
         self.lock = threading.Lock()
         self.known = generation_names()
+        self.prefixes = Prefixes(model, reuse)
+        self.unshared = unshared(model) if reuse else "it was turned off"
+        self.prefilled = self.reused = 0
 
     @classmethod
-    def load(cls, name: str, *, batch_size: int = 8, **options: Any) -> HFModel:
+    def load(cls, name: str, *, batch_size: int = 8, reuse: int = 4, **options: Any) -> HFModel:
         """A model from a local folder or the hub; `options` go to `from_pretrained`.
 
         Raises `ModelError` if it cannot be loaded.
@@ -61,7 +77,7 @@ class HFModel:
         except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as exc:
             first = str(exc).strip().split("\n")[0]
             raise ModelError(f"model {name!r} cannot be loaded: {first}") from exc
-        return cls(model.eval(), processor, name=name, batch_size=batch_size)
+        return cls(model.eval(), processor, name=name, batch_size=batch_size, reuse=reuse)
 
     @property
     def tokenizer(self) -> Any:
@@ -100,6 +116,11 @@ class HFModel:
         finally:
             gone.set()
             thread.join()
+
+    def forget(self) -> int:
+        """Drops what is kept of earlier prompts, and says of how many."""
+        with self.lock:
+            return self.prefixes.forget()
 
     # -- plans ----------------------------------------------------------------
 
@@ -146,20 +167,46 @@ class HFModel:
         sink: Sink | None = None,
         gone: threading.Event | None = None,
     ) -> list[Reply]:
-        """Replies to rows that share a batch; `sink` gets the tokens of one row as they come."""
+        """Replies to rows that share a batch; `sink` gets the tokens of one row as they come.
+
+        Where memory runs out, once more without what is kept of earlier prompts.
+        """
+        try:
+            return self.attempt(requests, how, sink, gone)
+        except ModelError as exc:
+            full = type(exc.__cause__).__name__ == "OutOfMemoryError"
+            if not (full and self.forget() and sink is None):
+                raise
+        return self.attempt(requests, how, sink, gone)
+
+    def attempt(
+        self,
+        requests: Sequence[AnyRequest],
+        how: Plan,
+        sink: Sink | None,
+        gone: threading.Event | None,
+    ) -> list[Reply]:
         rows = [converse(request) for request in requests]
         spelling = self.spelling(how)
         with self.ready(how, rows):
             inputs = self.encode(rows)
-            result = self.call(inputs, how, sink, Stop(spelling, gone))
+            result = self.call(inputs, how, sink, Stop(spelling, gone, self.settled(how)))
             start = prompt_length(inputs, result.sequences, self.model)
             firsts = self.first_tokens(result, how.top)
             lengths = inputs["attention_mask"].sum(dim=1).tolist()
+            cached = self.prefixes.known
+            self.prefilled += sum(lengths) - cached
+            self.reused += cached
             made = [row[start:].tolist() for row in result.sequences]
+            if how.judges:
+                made = [
+                    row[:1] if decided(first) else row
+                    for row, first in zip(made, firsts, strict=True)
+                ]
             ends = self.ends(how)
             read = [spelling.read(tokens, ends) for tokens in made]
         return [
-            Reply(text, finish, Usage(length, len(tokens)), first, tokens)
+            Reply(text, finish, Usage(length, len(tokens), cached), first, tokens)
             for (text, finish, tokens), length, first in zip(read, lengths, firsts, strict=True)
         ]
 
@@ -183,9 +230,23 @@ class HFModel:
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def call(self, inputs: Any, how: Plan, sink: Sink | None, stop: Stop) -> Any:
-        """The model's own `generate`."""
+        """The model's own `generate`, over what it has not read before."""
+        arguments = self.arguments(how, sink, stop)
+        self.prefixes.known = 0
+        if not self.continues(inputs, how):
+            return self.model.generate(**inputs, **arguments)
+        with self.prefixes.resume(inputs) as rest:
+            return self.model.generate(**rest, **arguments)
+
+    def continues(self, inputs: Any, how: Plan) -> bool:
+        """Whether this call may go on from an earlier prompt, and a later one from this."""
+        usual = all(self.setting(how, name) in values for name, values in USUAL.items())
+        return usual and single(inputs) and not self.unshared
+
+    def arguments(self, how: Plan, sink: Sink | None, stop: Stop) -> dict[str, Any]:
+        """What `generate` is called with, beside the rows."""
         arguments = {**how.arguments, "return_dict_in_generate": True, "num_return_sequences": 1}
-        arguments["output_logits"] = how.top > 0
+        arguments |= {"output_logits": how.top > 0, "output_scores": how.judges}
         if (config := arguments.pop("generation_config", None)) is not None:
             config = copy.deepcopy(config)
             arguments = {**config.update(**arguments), "generation_config": config}
@@ -195,7 +256,7 @@ class HFModel:
         if sink is not None and (self.setting(how, "num_beams") or 1) == 1:
             arguments["streamer"] = sink
         arguments["stopping_criteria"] = [*arguments.get("stopping_criteria", ()), stop]
-        return self.model.generate(**inputs, **arguments)
+        return arguments
 
     def ends(self, how: Plan) -> frozenset[int]:
         """Ids of the tokens that end an answer."""
@@ -211,9 +272,18 @@ class HFModel:
             return [{} for _ in result.sequences]
         logits = result.logits[0]
         # Beams of one row begin alike: the first of them speaks for all.
-        logits = logits[:: len(logits) // len(result.sequences)].float()
-        shares, ids = logits.softmax(-1).topk(min(top, logits.shape[-1]))
+        return self.likeliest(logits[:: len(logits) // len(result.sequences)], top)
+
+    def likeliest(self, logits: Any, top: int) -> list[dict[str, float]]:
+        """For each row of logits its most probable tokens."""
+        shares, ids = logits.float().softmax(-1).topk(min(top, logits.shape[-1]))
         return [self.spell(*row) for row in zip(shares.tolist(), ids.tolist(), strict=True)]
+
+    def settled(self, how: Plan) -> Settled | None:
+        """Of a judge's rows, whether their first tokens say it; beams cannot stop one by one."""
+        if not how.judges or (self.setting(how, "num_beams") or 1) > 1:
+            return None
+        return lambda logits: [decided(first) for first in self.likeliest(logits, how.top)]
 
     def spell(self, shares: Sequence[float], ids: Sequence[int]) -> dict[str, float]:
         """Probabilities by token text; tokens that read alike count together."""

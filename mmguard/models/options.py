@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmguard.errors import InputError
+from mmguard.prompts import JUDGE_OPTIONS
 
 # Fields of a body, or of a call of `generate`, that do not change what this model answers.
 IGNORED = frozenset(
@@ -41,12 +42,16 @@ TOP = 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one batch is generated: arguments for `generate`, stop strings, seed, first tokens."""
+    """How one batch is generated: arguments for `generate`, stop strings, seed, first tokens.
+
+    `judges`: it is the judge's question, whose asker reads one token where one says it all.
+    """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     seed: int | None = None
     top: int = 0
+    judges: bool = False
 
 
 def plan(options: Mapping[str, Any], known: frozenset[str]) -> Plan:
@@ -63,6 +68,7 @@ def plan(options: Mapping[str, Any], known: frozenset[str]) -> Plan:
         seed=arguments.pop("seed", None),
         top=arguments.pop("top_logprobs", 0) or (TOP if options.get("logprobs") else 0),
         arguments=arguments,
+        judges=dict(options) == JUDGE_OPTIONS,
     )
 
 

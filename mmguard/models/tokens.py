@@ -18,6 +18,8 @@ from mmguard.models.options import cut, held
 # A token of one byte: what it reads as depends on the bytes after it.
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+# From the first token's logits, a row each: whether the row needs no more.
+Settled = Callable[[Any], Sequence[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,17 @@ class Spelling:
 
 
 class Stop:
-    """What transformers calls a stopping criterion: a stop string, or a reader who has gone.
+    """What transformers calls a stopping criterion: a stop string, or a reader who has gone
+    or to whom the first token says it all.
 
     Transformers' own looks for stop strings in the prompt too, takes a second to learn a
     large vocabulary, and refuses strings that are not made of its tokens.
     """
 
-    def __init__(self, spelling: Spelling, gone: Event | None = None) -> None:
-        self.spelling, self.gone = spelling, gone
+    def __init__(
+        self, spelling: Spelling, gone: Event | None = None, settled: Settled | None = None
+    ) -> None:
+        self.spelling, self.gone, self.settled = spelling, gone, settled
         self.start: int | None = None
         # No character takes more than four tokens; a few more may be special ones.
         self.window = 8 + 4 * max(map(len, spelling.stop), default=0)
@@ -91,6 +96,8 @@ class Stop:
         if self.spelling.stop and not done[0]:
             recent = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :]
             done = [self.spelling.stops(row) for row in recent.tolist()]
+        if self.settled and self.start == input_ids.shape[1] - 1:
+            done = [one or other for one, other in zip(done, self.settled(scores[0]), strict=True)]
         return torch.tensor(done, device=input_ids.device)
 
 
