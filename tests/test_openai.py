@@ -88,6 +88,14 @@ def test_reply() -> None:
     assert reply.raw == body
 
 
+@pytest.mark.parametrize("details", [{"cached_tokens": 2}, {"cached_tokens": None}, {}, None])
+def test_cached_tokens(details: dict[str, Any] | None) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": details}
+    reply = answers({**completion(), "usage": usage}).generate([ask()])[0]
+    assert reply.usage == Usage(3, 1)
+    assert reply.usage.cached == (2 if details == {"cached_tokens": 2} else 0)
+
+
 def test_order_is_kept() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(

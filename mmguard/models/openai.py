@@ -179,7 +179,8 @@ def read_reply(status: int, data: bytes) -> Reply:
 
 def read_usage(body: Mapping[str, Any]) -> Usage:
     usage = body.get("usage") or {}
-    return Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), cached)
 
 
 def read_first(choice: Mapping[str, Any]) -> dict[str, float]:
