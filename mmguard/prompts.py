@@ -97,13 +97,18 @@ PLAN_OPTIONS = {"max_tokens": 256, "temperature": 0}
 NO_WORDS = "(no words, only a picture)"
 
 
-def judge(prompt: str, sample: Sample, image: bool) -> AnyRequest:
+# Read as words, all of them: asked for chances, a model in this process stops at the first.
+WORD_OPTIONS = {"max_tokens": 4, "temperature": 0}
+
+
+def judge(prompt: str, sample: Sample, image: bool, word: bool = False) -> AnyRequest:
     """The judge's question about an answer, with the pictures of the request or without."""
     query, answer = sample.request.query or NO_WORDS, sample.reply or ""
+    options = WORD_OPTIONS if word else JUDGE_OPTIONS
     if not image:
-        return plain(prompt, JUDGE_OPTIONS, query=query, answer=answer)
+        return plain(prompt, options, query=query, answer=answer)
     text = fill(prompt, query=query, answer=answer)
-    return Request((Message("user", (*sample.request.images, Text(text))),), JUDGE_OPTIONS)
+    return Request((Message("user", (*sample.request.images, Text(text))),), options)
 
 
 # No tokenizer is at hand: what a model that heeds its limit will hardly exceed.

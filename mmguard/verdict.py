@@ -34,7 +34,8 @@ def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
         shown = replace(sample, request=Request(())) if check.alone else sample
         return Score(check.detector, shown)
     shown = replace(sample, reply=sample.reply and sample.reply[: judge.chars])
-    return Generate(judge.model, prompts.judge(policy.prompts.judge, shown, judge.image))
+    word = judge.trigger == "word"
+    return Generate(judge.model, prompts.judge(policy.prompts.judge, shown, judge.image, word))
 
 
 def weigh(policy: Policy, check: Check, answer: Answer, stage: str) -> Finding:

@@ -71,7 +71,7 @@ def judged(request: Request, answer: str = "a table") -> AnyRequest:
 
 
 def captioned(request: Request) -> Request:
-    return prompts.caption(prompts.CAPTION, request, TOKENS)
+    return prompts.look(prompts.CAPTION, request, TOKENS, True)[0]
 
 
 def system(text: str, request: Request) -> Request:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from mmguard import guard, registry
+from mmguard import guard, registry, wrap
 from mmguard.asks import Answer, Emit, Flow, Together
 from mmguard.case import Case
 from mmguard.drive import run, run_many, stream
@@ -605,3 +605,15 @@ def test_protector_sees_the_answer_alone() -> None:
     assert (guarded.action, guarded.step) == ("repair", "detoxify")
     assert all(not sample.request.text for sample in detector.seen)
     assert "telling" not in words(target.seen[-1])
+
+
+@pytest.mark.parametrize(("trigger", "chances"), [("word", False), ("chance", True)])
+def test_a_judge_read_by_its_words_is_not_asked_for_chances(trigger: str, chances: bool) -> None:
+    """Asked for chances, a model in this process stops at its first word."""
+    judge = ScriptedModel(lambda request: "no")
+    policy = {
+        "judge": {"model": "target", "trigger": trigger},
+        "output": [{"detector": "judge"}],
+    }
+    wrap(judge, policy=policy).chat("hello")
+    assert ("logprobs" in judge.seen[-1].options) == chances
