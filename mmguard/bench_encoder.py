@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 LENGTHS = (64, 128, 256)
 TOGETHER, CORES = 32, 2
 START = """
-import json, resource, time
+import json, pathlib, resource, time
 start = time.perf_counter()
 from mmguard.bundles import load_detector
 from mmguard.messages import parse
 from mmguard.types import Sample
 load_detector({name!r}).score([Sample(parse("What is the capital of France?"), "Paris.")])
 took = time.perf_counter() - start
-unit = 1024 if {linux} else 1
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    # Not getrusage: its peak is inherited from whoever started this interpreter.
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    peak = int(lines["VmHWM"].split()[0]) * 1024 / 1e6
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(json.dumps({{"start_s": took, "memory_mb": peak}}))
 """
 
@@ -61,14 +66,17 @@ class Twin:
             self.torch.set_num_threads(before)
 
 
-def bench_detector(name: str, rounds: int = 30) -> dict[str, float]:
-    """p50 of one window on one core and windows a second on two, ours beside torch's."""
+def bench_detector(name: str, layers: int | None = None, rounds: int = 30) -> dict[str, float]:
+    """p50 of one window on one core and windows a second on two, ours beside torch's.
+
+    `layers` are those of the torch encoder; by default as many as the bundle has.
+    """
     single, double = load_encoder(name), load_encoder(name, CORES)
-    twin = make_twin(count_layers(single))
+    twin = make_twin(layers or count_layers(single))
     found: dict[str, float] = {}
     for length in LENGTHS:
         found |= latency(single, twin, length, rounds)
-        found |= throughput(double, twin, length, max(3, rounds // 10))
+        found |= throughput(double, twin, length, max(1, rounds // 10))
     return {**found, **bench_start(name)}
 
 
@@ -143,7 +151,7 @@ def race(
 
 def bench_start(name: str, rounds: int = 5) -> dict[str, float]:
     """Seconds of import, load and first score, and the memory then, in a fresh interpreter."""
-    code = START.format(name=name, linux=sys.platform == "linux")
+    code = START.format(name=name)
     found = [
         json.loads(
             subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout

@@ -166,11 +166,11 @@ def named(name: str = "mine") -> ScriptedDetector:
 
 
 def test_checks_of_the_policy_are_kept() -> None:
-    linear = named("response-harm-linear")
-    checks = set_threshold(Target("balanced", linear.name), linear, 0.71)
+    ours = named("response-harm")
+    checks = set_threshold(Target("balanced", ours.name), ours, 0.71)
     assert [(c["detector"], c["strictness"]) for c in checks] == [
         ("phrases", "medium"),
-        ("response-harm-linear", 0.71),
+        ("response-harm", 0.71),
     ]
     checks = set_threshold(Target("balanced", "mine", "request"), named(), 0.4)
     assert checks == [{"detector": "mine", "strictness": 0.4, "action": "block"}]
@@ -192,8 +192,8 @@ def test_a_policy_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     parent, out = tmp_path / "house.yaml", tmp_path / "deep/mine.yaml"
     parent.write_text("extends: balanced\non_error: pass\n", encoding="utf-8")
-    target = Target(str(parent), "response-harm-linear")
-    checks = set_threshold(target, named("response-harm-linear"), 0.71)
+    target = Target(str(parent), "response-harm")
+    checks = set_threshold(target, named("response-harm"), 0.71)
     out.write_text(render(["why"], target, checks, out), encoding="utf-8")
     loaded = load_policy(out)
     assert loaded.on_error == "pass"
@@ -226,7 +226,7 @@ def test_calibrate(
     assert "sha256" in written
     assert "2110.01052" in written
     policy = load_policy(out)
-    check = next(c for c in policy.output if c.detector == "response-harm-linear")
+    check = next(c for c in policy.output if c.detector == "response-harm")
     assert isinstance(check.strictness, float)
     assert wrap(ScriptedModel(), policy=out).chat("hello").policy.startswith("mine@")
     text, _ = call(capsys, monkeypatch, *args, "--min-recall", "0.9", "--json")

@@ -129,7 +129,9 @@ def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 def test_detectors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "phrases" in call(capsys, monkeypatch, "detectors")[0]
     listed: list[dict[str, Any]] = json.loads(call(capsys, monkeypatch, "detectors", "--json")[0])
-    assert {"phrases", "response-harm-linear"} <= {entry["name"] for entry in listed}
+    assert {"phrases", "response-harm", "response-harm-linear"} <= {
+        entry["name"] for entry in listed
+    }
 
 
 def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +140,7 @@ def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert figures["import_ms"] > 0
     assert "together_us" in call(capsys, monkeypatch, "bench", "flow")[0]
     figures = json.loads(call(capsys, monkeypatch, "bench", "detectors", "--json")[0])
-    assert set(figures) == {"phrases_ms", "response-harm-linear_ms"}
+    assert set(figures) == {"phrases_ms", "response-harm_ms", "response-harm-linear_ms"}
 
 
 def test_train_and_measure(

@@ -213,7 +213,7 @@ def test_figures() -> None:
 
 
 def test_shipped_figures_agree_with_the_bundle() -> None:
-    for name in ("phrases", "response-harm-linear"):
+    for name in ("phrases", "response-harm", "response-harm-linear"):
         bundle = load_bundle(name)
         figures = json.loads((bundle.folder / "eval.json").read_text(encoding="utf-8"))
         assert figures["thresholds"] == dict(bundle.thresholds)

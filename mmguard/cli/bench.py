@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from mmguard.cli.console import Json, busy, show_figures
@@ -30,10 +32,16 @@ def time_detectors(as_json: Json = False) -> None:
 
 
 @bench.command()
-def detector(name: str = "response-harm", as_json: Json = False) -> None:
+def detector(
+    name: str = "response-harm",
+    layers: Annotated[
+        int | None, typer.Option(help="Of the torch encoder beside it; by default as many.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """An encoder's milliseconds a window beside plain torch; its start and its memory."""
     from mmguard.bench_encoder import bench_detector
 
     with busy("measuring"):
-        figures = bench_detector(name)
+        figures = bench_detector(name, layers)
     show_figures("detector", figures, as_json)

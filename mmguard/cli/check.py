@@ -23,7 +23,7 @@ def check(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="A request to score.")] = None,
     response: Annotated[str | None, typer.Option(help="The answer to it.")] = None,
-    detector: Annotated[str, typer.Option(help="Name or folder.")] = "response-harm-linear",
+    detector: Annotated[str, typer.Option(help="Name or folder.")] = "response-harm",
     strictness: Annotated[str, typer.Option(help="low, medium, high, or a score.")] = "medium",
     scores: Annotated[Path | None, typer.Option("--out", help="Write scored rows here.")] = None,
     as_json: Json = False,

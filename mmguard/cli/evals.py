@@ -35,7 +35,7 @@ Images = Annotated[bool, typer.Option("--images/--no-images", help="Give the pic
 @evals.command("detector")
 def eval_detector(
     files: Annotated[list[Path], typer.Argument(help="JSONL rows: prompt, response, label.")],
-    detector: DetectorName = "response-harm-linear",
+    detector: DetectorName = "response-harm",
     strictness: Annotated[str, typer.Option(help="low, medium, high, or a score.")] = "medium",
     side: SideName = "answer",
     label: LabelField = None,
@@ -171,7 +171,7 @@ def calibrate(
         str | None, typer.Option(help="The smallest share of harmful rows flagged: 90% or 0.9.")
     ] = None,
     confidence: Annotated[str, typer.Option(help="How sure the promise must be.")] = "95%",
-    detector: DetectorName = "response-harm-linear",
+    detector: DetectorName = "response-harm",
     policy: Annotated[str, typer.Option(help="The preset or file to extend.")] = "balanced",
     side: SideName = "answer",
     label: LabelField = None,
