@@ -11,9 +11,11 @@ import unicodedata
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from mmguard.bench_encoder import bench_detector
 from mmguard.bundles import load_bundle, load_detector
 from mmguard.detect.encoder import EncoderDetector
 from mmguard.detect.hazards import HAZARDS
+from mmguard.errors import InputError
 from mmguard.runtime import Concurrent, Local
 from mmguard.types import Finding, Sample
 from tests.world import ask
@@ -160,3 +162,14 @@ def test_the_bundle_keeps_its_word() -> None:
         assert told["unseen"][word]["false_alarms"] <= promise, word
     streams = told["streams"]
     assert streams["false_alarms_any_prefix"] < 2 * streams["false_alarms_whole"] + 1e-9
+
+
+def test_bench_tells_each_figure() -> None:
+    found = bench_detector(NAME, rounds=1)
+    for length in (64, 128, 256):
+        assert found[f"ratio_{length}"] == found[f"torch_ms_{length}"] / found[f"ms_{length}"]
+        assert found[f"pairs_s_{length}"] > 0
+    assert found["memory_mb"] > 0
+    assert found["start_s"] > 0
+    with pytest.raises(InputError, match="no encoder"):
+        bench_detector("phrases")
