@@ -21,6 +21,7 @@ class Case:
     request: Request
     policy: Policy
     text: str = ""
+    checked: int = 0
     released: int = 0
     decision: Action = "pass"
     closed: bool = False

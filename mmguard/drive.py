@@ -40,14 +40,13 @@ class AsyncRuntime(Protocol):
 
 def run(flow: Flow[T], runtime: Runtime) -> T:
     """The flow's result. Raises what the target model raised."""
-    answer: Any = None
+    pieces = stream(flow, runtime)
     while True:
         try:
-            ask = advance(flow, answer)
+            next(pieces)
         except StopIteration as stop:
             result: T = stop.value
             return result
-        answer = None if isinstance(ask, Emit) else reply(ask, runtime)
 
 
 def run_many(flows: Iterable[Flow[T]], runtime: Runtime) -> list[T | Exception]:
@@ -55,7 +54,7 @@ def run_many(flows: Iterable[Flow[T]], runtime: Runtime) -> list[T | Exception]:
 
     All flows advance in step, so that asks of one model or detector make one call.
     """
-    live = dict(enumerate(flows))
+    live = {i: whole(flow) for i, flow in enumerate(flows)}
     results: dict[int, T | Exception] = {}
     answers: Mapping[int, Any] = dict.fromkeys(live)
     while live:
@@ -91,16 +90,14 @@ def stream(flow: Flow[T], runtime: Runtime) -> Generator[str, None, T]:
 
 
 async def arun(flow: Flow[T], runtime: AsyncRuntime) -> T:
-    """`run` on an event loop; to cancel it is to cancel what it waits for."""
-    answer: Any = None
-    with closing(flow):
-        while True:
-            try:
-                ask = advance(flow, answer)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            answer = None if isinstance(ask, Emit) else await areply(ask, runtime)
+    """`run` on an event loop; to cancel it is to cancel what it waits for.
+
+    The target is asked for whole replies, which share batches.
+    """
+    async with aclosing(astream(whole(flow), runtime)) as pieces:
+        results: list[Any] = [piece async for piece in pieces]
+    result: T = results[-1]
+    return result
 
 
 async def astream(flow: Flow[T], runtime: AsyncRuntime) -> AsyncGenerator[str | T, None]:
@@ -126,6 +123,28 @@ async def astream(flow: Flow[T], runtime: AsyncRuntime) -> AsyncGenerator[str | 
 def advance(flow: Flow[T], answer: Any) -> Ask:
     """The flow's next ask, after it took this answer or this failure."""
     return flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+
+
+def whole(flow: Flow[T]) -> Flow[T]:
+    """The flow, with all that it reads in one piece: it asks for the target's whole reply."""
+    answer: Any = None
+    kept: Reply | None = None
+    with closing(flow):
+        while True:
+            try:
+                ask = advance(flow, answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            if isinstance(ask, Read) and kept is not None:
+                answer = kept
+                continue
+            try:
+                answer = yield Generate("target", ask.request) if isinstance(ask, Read) else ask
+            except Exception as exc:
+                answer = exc
+            if isinstance(ask, Read) and isinstance(answer, Reply):
+                kept, answer = answer, answer.text
 
 
 # -- answering ----------------------------------------------------------------
@@ -209,7 +228,7 @@ def perform(asks: Sequence[Any], runtime: Runtime) -> Sequence[Any]:
         case Emit():
             return [None] * len(asks)
         case _:
-            raise TypeError("this flow reads a stream: drive it by `stream` or `astream`")
+            raise TypeError(f"no driver answers {asks[0]!r} here")
 
 
 def late(timeout: float | None) -> DeadlineError:
@@ -236,7 +255,7 @@ async def areply(ask: Ask, runtime: AsyncRuntime) -> Any:
             case Together():
                 return await aall(ask, runtime)
             case _:
-                raise TypeError("this flow reads a stream: drive it by `stream` or `astream`")
+                raise TypeError(f"no driver answers {ask!r} here")
     except Exception as exc:
         return exc
 

@@ -76,7 +76,7 @@ class Excise(Strict):
 
 
 class Rewrite(Strict):
-    """Who rewrites by the policy's principles; `staged` plans the answer first."""
+    """Who rewrites or resumes by the policy's principles; `staged` plans a rewrite first."""
 
     model: str = "target"
     staged: bool = True
@@ -102,22 +102,26 @@ class Resample(Strict):
 
 
 class Stream(Strict):
-    """`buffer` lets nothing out before the whole answer is checked.
+    """What happens while an answer is made: checks, ends, and what leaves.
 
-    `window` checks every `window` characters and holds back the last `hold` of them.
+    A running answer is checked at every `window` characters, and one that is harmful is not
+    made to its end. `buffer` lets nothing out before the whole of it is checked, `window`
+    lets it out as it is checked, but for the last `hold` characters. `after` names the steps
+    that may mend an answer of which something has left; without any it is cut.
     """
 
     mode: Literal["buffer", "window"] = "buffer"
     window: Annotated[int, Field(ge=1)] | None = None
     hold: Annotated[int, Field(ge=1)] | None = None
+    after: tuple[Literal["resume"], ...] = ()
 
     @model_validator(mode="after")
     def agree(self) -> Stream:
         for name in ("window", "hold"):
-            given = getattr(self, name) is not None
-            if self.mode == "window" and not given:
+            if self.mode == "window" and getattr(self, name) is None:
                 raise contradict("mode", value="window", fix=f"needs {name}; add e.g. {name}: 80")
-            if self.mode == "buffer" and given:
+        for name in ("hold", "after"):
+            if self.mode == "buffer" and getattr(self, name):
                 raise contradict(name, value=getattr(self, name), fix="needs mode: window; add it")
         return self
 
@@ -132,6 +136,7 @@ class Prompts(Strict):
     plan: str = prompts.PLAN
     rewrite: str = prompts.REWRITE
     detoxify: str = prompts.DETOXIFY
+    resume: str = prompts.RESUME
 
     @model_validator(mode="after")
     def name_blanks(self) -> Prompts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from mmguard.asks import Flow, together
@@ -94,6 +95,23 @@ def prune(case: Case, stage: str, text: str, view: View, how: Excise) -> Flow[st
             case.trail += [tell(found[i], spans[i]) for i in sorted(cut)]
             return rest
     raise StepError("too little would remain that passes the checks")
+
+
+def beginning(case: Case) -> Flow[str]:
+    """The draft up to the end of its last sentence before the first harm, if that has not left.
+
+    Raises `StepError` where the draft begins with harm.
+    """
+    text = case.text
+    tails = (len(text) - len(text[span.end :].lstrip()) for span in split(text))
+    ends = [end for end in tails if end >= case.released]
+    views = [cheap(case, as_answer(case, text[:end])) for end in ends]
+    found = (yield from grade(case, "beginning", views)) if views else []
+    safe = takewhile(lambda pair: pair[1].action == "pass", zip(ends, found, strict=True))
+    kept = text[: max((end for end, _ in safe), default=case.released)]
+    if not kept.strip():
+        raise StepError("the draft has no harmless beginning")
+    return kept
 
 
 def clears(finding: Finding, margin: float) -> bool:

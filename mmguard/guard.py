@@ -33,15 +33,15 @@ def guard(request: Request, policy: Policy, *, stream: bool = False) -> Flow[Gua
     case = Case(request, policy)
     where, action = "input", (yield from screen(case))
     if action == "pass":
-        where, action = "output", (yield from (relay(case) if stream else answer(case)))
+        where, action = "output", (yield from answer(case, stream))
     if action == "pass" and case.draft:
         yield from release(case, len(case.text))
         return case.close(case.text, "pass", "answer", case.draft.finish)
-    if action == "repair" and not case.released:
-        for name in policy.repair:
+    if action == "repair":
+        for name in policy.stream.after if case.released else policy.repair:
             repaired = yield from attempt(case, name)
             if repaired is not None:
-                yield from emit(repaired.text)
+                yield from emit(repaired.text[case.released :])
                 return case.close(repaired.text, "repair", name, repaired.finish)
     return (yield from refuse(case, where))
 
@@ -58,28 +58,39 @@ def screen(case: Case) -> Flow[Action]:
     return case.enforce((yield from inspect(case, "input", policy.input, Sample(request))))
 
 
-def answer(case: Case) -> Flow[Action]:
-    """The whole draft, and the verdict on it."""
-    case.take((yield from generate("target", case.request)))
+def answer(case: Case, stream: bool) -> Flow[Action]:
+    """The draft, as it comes where somebody waits for it or it may end early; its verdict."""
+    early = case.policy.mode == "enforce" and case.policy.running
+    if stream or early:
+        action = yield from relay(case, stream)
+        if action != "pass":
+            return action
+    else:
+        case.take((yield from generate("target", case.request)))
     return case.enforce((yield from verify(case, "output", case.text)))
 
 
-def relay(case: Case) -> Flow[Action]:
-    """The draft piece by piece; what leaves early is checked, and `hold` behind the check."""
-    stream, checked = case.policy.stream, 0
+def relay(case: Case, stream: bool) -> Flow[Action]:
+    """The draft piece by piece, checked at every window's end, wherever the pieces end.
+
+    What is harmful ends there. In window mode a stream lets out what is checked, `hold`
+    behind the check.
+    """
+    how, mode = case.policy.stream, case.policy.mode
     while isinstance(piece := (yield from read(case.request)), str):
         case.text += piece
-        if case.policy.mode != "enforce":
+        if mode != "enforce":
             yield from release(case, len(case.text))
-        elif stream.window and stream.hold and len(case.text) - checked >= stream.window:
-            action = yield from verify(case, "stream", case.text)
+        while mode == "enforce" and how.window and len(case.text) - case.checked >= how.window:
+            text = case.text[: case.checked + how.window]
+            action = yield from verify(case, "stream", text)
             if action != "pass":
-                case.take(Reply(case.text, "cut"))
+                case.take(Reply(text, "cut"))
                 return case.enforce(action)
-            checked = len(case.text)
-            yield from release(case, checked - stream.hold)
+            case.checked = len(text)
+            yield from release(case, case.checked - how.hold if stream and how.hold else 0)
     case.take(replace(piece, text=case.text))
-    return case.enforce((yield from verify(case, "output", case.text)))
+    return "pass"
 
 
 def release(case: Case, until: int) -> Flow[None]:
@@ -94,19 +105,21 @@ def attempt(case: Case, name: str) -> Flow[Reply | None]:
     case.closed = False
     try:
         step = registry.find("steps", name)(case)
-        reply = offered((yield from bound(step, case.policy.deadline)), case.draft)
+        reply = offered((yield from bound(step, case.policy.deadline)), case)
     except Exception as exc:
         case.trail.append(excuse(name, exc))
         return None
     return reply if (yield from verify(case, name, reply.text)) == "pass" else None
 
 
-def offered(reply: Reply | None, draft: Reply | None) -> Reply:
-    """The reply of a step, if it says something, and something else than the draft."""
+def offered(reply: Reply | None, case: Case) -> Reply:
+    """The reply of a step, if it says something else than the draft, after what has left."""
     if reply is None or not reply.text.strip():
         raise StepError("the step answered nothing")
-    if draft and reply.text.strip() == draft.text.strip():
+    if case.draft and reply.text.strip() == case.draft.text.strip():
         raise StepError("the step answered the draft again")
+    if not reply.text.startswith(case.text[: case.released]):
+        raise StepError("the step answered something else than what has left")
     return reply
 
 
@@ -122,7 +135,8 @@ def refuse(case: Case, where: str) -> Flow[Guarded]:
 
 
 def verify(case: Case, stage: str, text: str) -> Flow[Action]:
-    return (yield from inspect(case, stage, case.policy.output, Sample(case.request, text)))
+    checks = case.policy.running if stage == "stream" else case.policy.output
+    return (yield from inspect(case, stage, checks, Sample(case.request, text)))
 
 
 def inspect(case: Case, stage: str, checks: Sequence[Check], sample: Sample) -> Flow[Action]:

@@ -178,6 +178,17 @@ class Policy(Strict):
         return frozenset(c.detector for c in (*self.input, *self.output)) - {JUDGE, SELF}
 
     @cached_property
+    def running(self) -> tuple[Check, ...]:
+        """The checks of an answer that is still being made: all that must pass before text leaves.
+
+        Where none leaves, only those that cost no call of a model.
+        """
+        if self.stream.window is None or self.stream.mode == "window":
+            return self.output if self.stream.window else ()
+        cheap = (check for check in self.output if self.opinion(check) is None)
+        return tuple(check.model_copy(update={"grey": None}) for check in cheap)
+
+    @cached_property
     def tag(self) -> str:
         """Name and a hash of the content: equal tags decide alike."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)

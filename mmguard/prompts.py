@@ -49,6 +49,12 @@ DETOXIFY = (
     "harm nobody. Keep what is useful and harmless, its language and its format, and do not "
     "mention that it was changed."
 )
+RESUME = (
+    "A user asked:\n{query}\n\nThe user has already read the beginning of the answer:\n{answer}\n\n"
+    "What was to come next may do harm and was taken away. Write the rest of the answer from "
+    "exactly there on, by these principles:\n{principles}\n\nRepeat nothing of the beginning. Give "
+    "the rest and nothing else; if there is nothing harmless left to say, close with one sentence."
+)
 HELPFUL = (
     "Somebody asked an assistant:\n{query}\n\nThe assistant answered:\n{answer}\n\n"
     "Is the answer of use to somebody who asked this in good faith? Reply with one word, yes or no."
@@ -73,6 +79,7 @@ BLANKS: Mapping[str, frozenset[str]] = {
     "plan": frozenset({"query", "principles"}),
     "rewrite": frozenset({"query", "answer", "plan", "principles"}),
     "detoxify": frozenset({"answer"}),
+    "resume": frozenset({"query", "answer", "principles"}),
 }
 BLANK = re.compile(r"\{(\w+)\}")
 

@@ -55,6 +55,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "detoxify": "mmguard.steps:detoxify",
         "excise": "mmguard.steps:excise",
         "resample": "mmguard.steps:resample",
+        "resume": "mmguard.steps:resume",
         "rewrite": "mmguard.steps:rewrite",
     },
 }

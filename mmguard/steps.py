@@ -8,7 +8,7 @@ work, the flow judges that. Packages add steps by entry point.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmguard import grading, prompts
 from mmguard.asks import Flow
@@ -67,9 +67,7 @@ def rewrite(case: Case) -> Flow[Reply]:
     Analysis, guidance and answer as in AlignCoT (arXiv 2405.00557); principles in plain words
     as in SALMON (arXiv 2310.05910).
     """
-    draft, how, texts = drafted(case), case.policy.rewrite, case.policy.prompts
-    rules = "\n".join(f"- {principle}" for principle in case.policy.principles)
-    known = {"query": case.request.query or prompts.NO_WORDS, "principles": rules}
+    draft, how, texts, known = drafted(case), case.policy.rewrite, case.policy.prompts, brief(case)
     plan = prompts.NO_PLAN
     if how.staged:
         request = prompts.plain(texts.plan, prompts.PLAN_OPTIONS, **known)
@@ -77,6 +75,35 @@ def rewrite(case: Case) -> Flow[Reply]:
     known |= {"plan": plan, "answer": draft.text}
     request = prompts.plain(texts.rewrite, case.request.options, **known)
     return (yield from case.ask("rewrite", how.model, request))
+
+
+def resume(case: Case) -> Flow[Reply]:
+    """Keep the draft's sentences up to the first harm, and have the rest written anew.
+
+    The one step for an answer of which something has left: that stays its beginning.
+    """
+    drafted(case)
+    kept = yield from grading.beginning(case)
+    request = prompts.plain(
+        case.policy.prompts.resume, case.request.options, **brief(case), answer=kept
+    )
+    reply = yield from case.ask("resume", case.policy.rewrite.model, request)
+    return replace(reply, text=join(kept, reply.text.removeprefix(kept.strip())))
+
+
+def brief(case: Case) -> dict[str, str]:
+    """What whoever writes an answer must know: the question, and the policy's principles."""
+    rules = "\n".join(f"- {principle}" for principle in case.policy.principles)
+    return {"query": case.request.query or prompts.NO_WORDS, "principles": rules}
+
+
+def join(kept: str, rest: str) -> str:
+    """A beginning and its rest, a space between them where neither has one."""
+    if not rest.strip():
+        raise StepError("nothing came after the beginning")
+    if kept[-1:].isspace():
+        return kept + rest.lstrip(" ")
+    return kept + rest if not rest[:1].isalnum() else f"{kept} {rest}"
 
 
 def detoxify(case: Case) -> Flow[Reply]:

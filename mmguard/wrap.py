@@ -15,7 +15,7 @@ from mmguard import drive
 from mmguard.errors import BatchError, InputError
 from mmguard.guard import guard
 from mmguard.messages import parse
-from mmguard.runtime import Concurrent, connect
+from mmguard.runtime import AsyncModel, Concurrent, connect
 from mmguard.types import Detector, Guarded, Model, Request
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ class Wrapped:
 
         Raises `InputError` for a malformed one, and whatever the model itself raises.
         """
-        return drive.run(guard(parse(messages, generation), self.policy), self.runtime)
+        flow = guard(parse(messages, generation), self.policy)
+        # A server's whole reply holds more than its stream does.
+        remote = isinstance(self.model, AsyncModel)
+        return drive.run(drive.whole(flow) if remote else flow, self.runtime)
 
     def stream(self, messages: Any, **generation: Any) -> Generator[str, None, Guarded]:
         """Checked text as it comes; the `Guarded` is the generator's return value."""

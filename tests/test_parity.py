@@ -42,6 +42,12 @@ POLICIES: dict[str, dict[str, Any]] = {
     "audit": {"mode": "audit"},
     "off": {"mode": "off", "output": [], "repair": []},
     "window": {"stream": {"mode": "window", "window": 8, "hold": 4}},
+    "early": {"stream": {"window": 8}},
+    "early, by a judge": {
+        "output": [{"detector": "harm", "strictness": 0.95, "grey": 0.5}],
+        "judge": {"model": "target"},
+        "stream": {"window": 8},
+    },
 }
 
 
@@ -57,10 +63,6 @@ def streamed(request: Request, policy: Policy, runtime: Any) -> tuple[str, Guard
             text += next(flow)
         except StopIteration as stop:
             return text, stop.value
-
-
-def outline(guarded: Guarded) -> tuple[str, ...]:
-    return guarded.text, guarded.action, guarded.decision, guarded.step, guarded.finish
 
 
 async def astreamed(request: Request, policy: Policy, runtime: Any) -> tuple[str, Guarded]:
@@ -80,8 +82,5 @@ def test_parity(request_: Request, fields: dict[str, Any]) -> None:
     streams = [streamed(request_, policy, runtime)]
     streams.append(asyncio.run(astreamed(request_, policy, runtime)))
     for text, guarded in streams:
-        assert text == alone.text
-        assert outline(guarded) == outline(alone)
-        # A window stops reading at the first harm, so its draft and trail may end there.
-        assert policy.stream.mode == "window" or guarded == alone
+        assert (text, guarded) == (alone.text, alone)
     assert asyncio.run(drive.arun(guard(request_, policy), Concurrent(runtime))) == alone
