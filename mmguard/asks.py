@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mmguard.errors import DeadlineError, StepError
-from mmguard.types import AnyRequest, Finding, Reply, Request, Sample
+from mmguard.types import AnyRequest, Finding, Reply, Sample
 
 T = TypeVar("T")
 
@@ -38,9 +38,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The next piece of the target's streamed reply; at its end the whole `Reply`."""
+    """The next piece of a model's streamed reply; at its end the whole `Reply`.
 
-    request: Request
+    One stream is read at a time: to ask for another is to be done with the last.
+    """
+
+    model: str
+    request: AnyRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ def generate(model: str, request: AnyRequest) -> Flow[Reply]:
     return reply
 
 
-def read(request: Request) -> Flow[str | Reply]:
-    piece: str | Reply = yield Read(request)
+def read(model: str, request: AnyRequest) -> Flow[str | Reply]:
+    piece: str | Reply = yield Read(model, request)
     return piece
 
 

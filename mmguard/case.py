@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmguard.asks import Flow, Generate, generate, together
+from mmguard.errors import StepError
 from mmguard.types import Action, AnyRequest, Call, Coverage, Finding, Guarded, Reply, Request
 from mmguard.verdict import strictest
 
 if TYPE_CHECKING:
-    from mmguard.policy import Policy
+    from mmguard.policy import Check, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an answer comes from: the stage of its call, a model, and what that is asked."""
+
+    stage: str
+    model: str
+    request: AnyRequest
+
+
+Made = Reply | Source | None
+Step = Callable[["Case"], Flow[Made]]
 
 
 @dataclass(slots=True)
 class Case:
-    """One request on its way through the guard, with all that was found so far."""
+    """One request on its way through the guard, with all that was found so far.
+
+    `text` is the answer as it stands, of which the first `released` characters have left.
+    """
 
     request: Request
     policy: Policy
+    streams: bool = False
     text: str = ""
-    checked: int = 0
+    finish: str = "stop"
     released: int = 0
     decision: Action = "pass"
     closed: bool = False
@@ -29,6 +47,11 @@ class Case:
     coverage: Coverage = field(default_factory=Coverage)
     trail: list[Finding] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+
+    @property
+    def running(self) -> tuple[Check, ...]:
+        """The checks of an answer in the making."""
+        return self.policy.running if self.policy.mode == "enforce" else ()
 
     def ask(self, stage: str, model: str, request: AnyRequest) -> Flow[Reply]:
         """A model's reply, kept among the calls under this stage."""
@@ -47,25 +70,56 @@ class Case:
             replies.append(answer)
         return replies
 
-    def take(self, reply: Reply) -> None:
-        self.draft, self.text = reply, reply.text
-        self.calls.append(Call("draft", "target", reply))
+    def take(self, source: Source, reply: Reply) -> None:
+        """An answer as a model made it."""
+        self.text, self.finish = reply.text, reply.finish
+        self.calls.append(Call(source.stage, source.model, reply))
+        if source.stage == "draft":
+            self.draft = reply
+
+    def restart(self) -> None:
+        """The draft again, before the next step, unless some of an answer has left."""
+        self.closed = False
+        if not self.released:
+            self.text = self.draft.text if self.draft else ""
+
+    def follow(self, step: Step) -> Flow[Made]:
+        """What a step makes; under a deadline its answer too, which then cannot stream."""
+        made = yield from step(self)
+        if isinstance(made, Source) and self.policy.deadline:
+            return (yield from self.ask(made.stage, made.model, made.request))
+        return made
+
+    def offer(self, reply: Reply | None) -> None:
+        """An answer that a step has made."""
+        if reply is None:
+            raise StepError("the step answered nothing")
+        if not reply.text.startswith(self.text[: self.released]):
+            raise StepError("the step answered something else than what has left")
+        self.text, self.finish = reply.text, reply.finish
+
+    def examine(self) -> None:
+        """Raises `StepError` for an answer that says nothing, or nothing but the draft."""
+        if not self.text.strip():
+            raise StepError("the step answered nothing")
+        if self.draft and self.text.strip() == self.draft.text.strip():
+            raise StepError("the step answered the draft again")
 
     def enforce(self, action: Action) -> Action:
         """What to do about it now; an audit only notes it."""
         self.decision = strictest((self.decision, action))
         return "pass" if self.policy.mode == "audit" else action
 
-    def close(self, text: str, action: Action, step: str, finish: str) -> Guarded:
+    def close(self, action: Action, step: str) -> Guarded:
         return Guarded(
-            text,
+            self.text,
             action,
             step,
             trail=tuple(self.trail),
             coverage=self.coverage,
             calls=tuple(self.calls),
             decision=self.decision,
-            finish=finish,
+            finish=self.finish,
             policy=self.policy.tag,
             closed=self.closed,
         )

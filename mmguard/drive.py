@@ -27,7 +27,7 @@ class Runtime(Protocol):
 
     def generate(self, model: str, requests: Sequence[AnyRequest]) -> Sequence[Reply]: ...
     def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]: ...
-    def open(self, request: AnyRequest) -> Pieces: ...
+    def open(self, model: str, request: AnyRequest) -> Pieces: ...
 
 
 class AsyncRuntime(Protocol):
@@ -35,7 +35,7 @@ class AsyncRuntime(Protocol):
 
     async def generate(self, model: str, request: AnyRequest) -> Reply: ...
     async def score(self, detector: str, sample: Sample) -> Finding: ...
-    def open(self, request: AnyRequest) -> AsyncPieces: ...
+    def open(self, model: str, request: AnyRequest) -> AsyncPieces: ...
 
 
 def run(flow: Flow[T], runtime: Runtime) -> T:
@@ -126,9 +126,9 @@ def advance(flow: Flow[T], answer: Any) -> Ask:
 
 
 def whole(flow: Flow[T]) -> Flow[T]:
-    """The flow, with all that it reads in one piece: it asks for the target's whole reply."""
+    """The flow, with all that it reads in one piece: it asks models for whole replies."""
     answer: Any = None
-    kept: Reply | None = None
+    kept: tuple[Read, Reply] | None = None
     with closing(flow):
         while True:
             try:
@@ -136,15 +136,15 @@ def whole(flow: Flow[T]) -> Flow[T]:
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            if isinstance(ask, Read) and kept is not None:
-                answer = kept
+            if kept and kept[0] == ask:
+                answer, kept = kept[1], None
                 continue
             try:
-                answer = yield Generate("target", ask.request) if isinstance(ask, Read) else ask
+                answer = yield Generate(ask.model, ask.request) if isinstance(ask, Read) else ask
             except Exception as exc:
                 answer = exc
             if isinstance(ask, Read) and isinstance(answer, Reply):
-                kept, answer = answer, answer.text
+                kept, answer = (ask, answer), answer.text
 
 
 # -- answering ----------------------------------------------------------------
@@ -278,23 +278,29 @@ async def aall(ask: Together, runtime: AsyncRuntime) -> list[Answer]:
 
 
 class Tap:
-    """The target's stream, opened at the first `Read` and closed with the flow."""
+    """The stream that a flow reads, opened at its first `Read`, closed at another's or the end."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.pieces: Pieces | None = None
+        self.source: Read | None = None
 
     def read(self, ask: Read) -> str | Reply | Exception:
         try:
-            if self.pieces is None:
-                self.pieces = self.runtime.open(ask.request)
-            return next(self.pieces, BROKEN)
+            if self.pieces is None or self.source != ask:
+                self.close()
+                self.source, self.pieces = ask, self.runtime.open(ask.model, ask.request)
+            piece = next(self.pieces, BROKEN)
+            if not isinstance(piece, str):
+                self.close()
+            return piece
         except Exception as exc:
             return exc
 
     def close(self) -> None:
         if self.pieces is not None:
             self.pieces.close()
+            self.pieces = None
 
 
 class AsyncTap:
@@ -303,19 +309,25 @@ class AsyncTap:
     def __init__(self, runtime: AsyncRuntime) -> None:
         self.runtime = runtime
         self.pieces: AsyncPieces | None = None
+        self.source: Read | None = None
 
     async def read(self, ask: Read) -> str | Reply | Exception:
         try:
-            if self.pieces is None:
-                self.pieces = self.runtime.open(ask.request)
-            return await anext(self.pieces, BROKEN)
+            if self.pieces is None or self.source != ask:
+                await self.aclose()
+                self.source, self.pieces = ask, self.runtime.open(ask.model, ask.request)
+            piece = await anext(self.pieces, BROKEN)
+            if not isinstance(piece, str):
+                await self.aclose()
+            return piece
         except Exception as exc:
             return exc
 
     async def aclose(self) -> None:
         if self.pieces is not None:
             await self.pieces.aclose()
+            self.pieces = None
 
 
 # A stream that just ends may have been cut off anywhere: that must not pass for an answer.
-BROKEN = ModelError("the target's stream ended without its reply")
+BROKEN = ModelError("the model's stream ended without its reply")

@@ -13,14 +13,14 @@ refusal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmguard import prompts, registry
 from mmguard.asks import Answer, Flow, bound, emit, generate, read, together
-from mmguard.case import Case
-from mmguard.errors import DetectorError, StepError
+from mmguard.case import Case, Source
+from mmguard.errors import DetectorError
 from mmguard.types import Action, Coverage, Finding, Guarded, Reply, Request, Sample
 from mmguard.verdict import excuse, is_grey, question, strictest, weigh
 
@@ -30,19 +30,18 @@ if TYPE_CHECKING:
 
 def guard(request: Request, policy: Policy, *, stream: bool = False) -> Flow[Guarded]:
     """The answer to `request` that may leave under `policy` (bound: every strictness a number)."""
-    case = Case(request, policy)
+    case = Case(request, policy, streams=stream)
     where, action = "input", (yield from screen(case))
     if action == "pass":
-        where, action = "output", (yield from answer(case, stream))
-    if action == "pass" and case.draft:
+        where, action = "output", (yield from answer(case))
+    if action == "pass":
         yield from release(case, len(case.text))
-        return case.close(case.text, "pass", "answer", case.draft.finish)
+        return case.close("pass", "answer")
     if action == "repair":
-        for name in policy.stream.after if case.released else policy.repair:
-            repaired = yield from attempt(case, name)
-            if repaired is not None:
-                yield from emit(repaired.text[case.released :])
-                return case.close(repaired.text, "repair", name, repaired.finish)
+        for name in remedies(case):
+            if (yield from attempt(case, name)) == "pass":
+                yield from release(case, len(case.text))
+                return case.close("repair", name)
     return (yield from refuse(case, where))
 
 
@@ -58,38 +57,42 @@ def screen(case: Case) -> Flow[Action]:
     return case.enforce((yield from inspect(case, "input", policy.input, Sample(request))))
 
 
-def answer(case: Case, stream: bool) -> Flow[Action]:
-    """The draft, as it comes where somebody waits for it or it may end early; its verdict."""
-    early = case.policy.mode == "enforce" and case.policy.running
-    if stream or early:
-        action = yield from relay(case, stream)
-        if action != "pass":
-            return action
-    else:
-        case.take((yield from generate("target", case.request)))
-    return case.enforce((yield from verify(case, "output", case.text)))
+def answer(case: Case) -> Flow[Action]:
+    """The draft, and the verdict on it."""
+    action = yield from make(case, Source("draft", "target", case.request))
+    if action == "pass":
+        action = yield from verify(case, "output")
+    return case.enforce(action)
 
 
-def relay(case: Case, stream: bool) -> Flow[Action]:
-    """The draft piece by piece, checked at every window's end, wherever the pieces end.
+def make(case: Case, source: Source) -> Flow[Action]:
+    """A model's answer, as it comes where somebody waits for it or it may end early."""
+    if case.streams or case.running:
+        return (yield from relay(case, source))
+    case.take(source, (yield from generate(source.model, source.request)))
+    return "pass"
+
+
+def relay(case: Case, source: Source) -> Flow[Action]:
+    """The answer piece by piece, checked at every window's end, wherever the pieces end.
 
     What is harmful ends there. In window mode a stream lets out what is checked, `hold`
     behind the check.
     """
-    how, mode = case.policy.stream, case.policy.mode
-    while isinstance(piece := (yield from read(case.request)), str):
-        case.text += piece
-        if mode != "enforce":
-            yield from release(case, len(case.text))
-        while mode == "enforce" and how.window and len(case.text) - case.checked >= how.window:
-            text = case.text[: case.checked + how.window]
-            action = yield from verify(case, "stream", text)
+    how, text, checked = case.policy.stream, "", 0
+    while isinstance(piece := (yield from read(source.model, source.request)), str):
+        text = case.text = text + piece
+        if case.policy.mode != "enforce":
+            yield from release(case, len(text))
+        while case.running and how.window and len(text) - checked >= how.window:
+            checked += how.window
+            case.text = text[:checked]
+            action = yield from verify(case, "stream")
             if action != "pass":
-                case.take(Reply(text, "cut"))
-                return case.enforce(action)
-            case.checked = len(text)
-            yield from release(case, case.checked - how.hold if stream and how.hold else 0)
-    case.take(replace(piece, text=case.text))
+                case.take(source, Reply(case.text, "cut"))
+                return action
+            yield from release(case, checked - how.hold if case.streams and how.hold else 0)
+    case.take(source, replace(piece, text=text))
     return "pass"
 
 
@@ -100,27 +103,31 @@ def release(case: Case, until: int) -> Flow[None]:
         yield from emit(piece)
 
 
-def attempt(case: Case, name: str) -> Flow[Reply | None]:
-    """One repair step's reply, if it has one and that passes the checks a draft must pass."""
-    case.closed = False
+def remedies(case: Case) -> Iterator[str]:
+    """The steps that may still mend the answer: others once some of it has left."""
+    for name in case.policy.repair:
+        if not case.released:
+            yield name
+    if case.released:
+        yield from case.policy.stream.after
+
+
+def attempt(case: Case, name: str) -> Flow[Action]:
+    """One repair step's answer, if it has one, by the checks that a draft must pass."""
+    case.restart()
     try:
-        step = registry.find("steps", name)(case)
-        reply = offered((yield from bound(step, case.policy.deadline)), case)
+        made = yield from bound(case.follow(registry.find("steps", name)), case.policy.deadline)
+        action: Action = "pass"
+        if isinstance(made, Source):
+            action = yield from make(case, made)
+        else:
+            case.offer(made)
+        if action == "pass":
+            case.examine()
     except Exception as exc:
         case.trail.append(excuse(name, exc))
-        return None
-    return reply if (yield from verify(case, name, reply.text)) == "pass" else None
-
-
-def offered(reply: Reply | None, case: Case) -> Reply:
-    """The reply of a step, if it says something else than the draft, after what has left."""
-    if reply is None or not reply.text.strip():
-        raise StepError("the step answered nothing")
-    if case.draft and reply.text.strip() == case.draft.text.strip():
-        raise StepError("the step answered the draft again")
-    if not reply.text.startswith(case.text[: case.released]):
-        raise StepError("the step answered something else than what has left")
-    return reply
+        return "repair"
+    return (yield from verify(case, name)) if action == "pass" else action
 
 
 def refuse(case: Case, where: str) -> Flow[Guarded]:
@@ -130,13 +137,14 @@ def refuse(case: Case, where: str) -> Flow[Guarded]:
     if case.released:
         text, step = case.policy.refusals.get("cut", prompts.CUT), "cut"
     yield from emit(text)
-    case.closed = False
-    return case.close(case.text[: case.released] + text, "block", step, "content_filter")
+    case.text, case.finish, case.closed = case.text[: case.released] + text, "content_filter", False
+    return case.close("block", step)
 
 
-def verify(case: Case, stage: str, text: str) -> Flow[Action]:
-    checks = case.policy.running if stage == "stream" else case.policy.output
-    return (yield from inspect(case, stage, checks, Sample(case.request, text)))
+def verify(case: Case, stage: str) -> Flow[Action]:
+    """The verdict on the text as it stands."""
+    checks = case.running if stage == "stream" else case.policy.output
+    return (yield from inspect(case, stage, checks, Sample(case.request, case.text)))
 
 
 def inspect(case: Case, stage: str, checks: Sequence[Check], sample: Sample) -> Flow[Action]:

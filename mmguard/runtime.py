@@ -64,8 +64,8 @@ class Local:
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
 
-    def open(self, request: AnyRequest) -> Pieces:
-        yield from self.models["target"].stream(request)
+    def open(self, model: str, request: AnyRequest) -> Pieces:
+        yield from lookup("model", self.models, model).stream(request)
 
 
 def lookup(kind: str, names: Mapping[str, T], name: str) -> T:
@@ -96,11 +96,11 @@ class Concurrent:
         finding: Finding = await self.lane("score", detector).submit(sample)
         return replace(finding, ms=(time.perf_counter() - start) * 1e3)
 
-    def open(self, request: AnyRequest) -> AsyncPieces:
-        target = self.local.models["target"]
-        if isinstance(target, AsyncModel):
-            return target.astream(request)
-        return pump(lambda: self.local.open(request))
+    def open(self, model: str, request: AnyRequest) -> AsyncPieces:
+        found = lookup("model", self.local.models, model)
+        if isinstance(found, AsyncModel):
+            return found.astream(request)
+        return pump(lambda: self.local.open(model, request))
 
     def lane(self, kind: str, name: str) -> Lane[Any, Any]:
         if (kind, name) not in self.lanes:

@@ -1,26 +1,24 @@
 """The repair steps: each makes one new answer out of a case, or says why it has none.
 
-A step is a generator like the flow itself. It returns a `Reply`, or raises `StepError` with
-the reason for the trail; whatever else it raises is a failure. It never passes its own
-work, the flow judges that. Packages add steps by entry point.
+A step is a generator like the flow itself. It returns a `Reply`, or a `Source` for the flow to
+have one made, which then may stream and end early; or it raises `StepError` with the reason
+for the trail. Whatever else it raises is a failure. It never passes its own work, the flow
+judges that. Packages add steps by entry point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mmguard import grading, prompts
 from mmguard.asks import Flow
-from mmguard.case import Case
+from mmguard.case import Case, Source
 from mmguard.errors import StepError
 from mmguard.types import Finding, Reply, Sample
 from mmguard.verdict import read_judge
 
-Step = Callable[[Case], Flow[Reply | None]]
 
-
-def caption(case: Case) -> Flow[Reply]:
+def caption(case: Case) -> Flow[Source]:
     """Eyes closed: describe the pictures, then answer from the descriptions alone.
 
     ECSO (arXiv 2403.09572); that descriptions are checked, quoted and one a picture is ours.
@@ -30,7 +28,7 @@ def caption(case: Case) -> Flow[Reply]:
         described = yield from grading.screen(case, described)
     case.closed = True
     request = prompts.closed(case.policy.prompts.closed, case.request, described)
-    return (yield from case.ask("closed", "target", request))
+    return Source("closed", "target", request)
 
 
 def describe(case: Case) -> Flow[list[str]]:
@@ -61,7 +59,7 @@ def excise(case: Case) -> Flow[Reply]:
     return Reply(text, draft.finish)
 
 
-def rewrite(case: Case) -> Flow[Reply]:
+def rewrite(case: Case) -> Flow[Source]:
     """Write the draft anew by the policy's principles, after a plan of what is safe to say.
 
     Analysis, guidance and answer as in AlignCoT (arXiv 2405.00557); principles in plain words
@@ -74,7 +72,7 @@ def rewrite(case: Case) -> Flow[Reply]:
         plan = (yield from case.ask("plan", how.model, request)).text
     known |= {"plan": plan, "answer": draft.text}
     request = prompts.plain(texts.rewrite, case.request.options, **known)
-    return (yield from case.ask("rewrite", how.model, request))
+    return Source("rewrite", how.model, request)
 
 
 def resume(case: Case) -> Flow[Reply]:
@@ -106,11 +104,12 @@ def join(kept: str, rest: str) -> str:
     return kept + rest if not rest[:1].isalnum() else f"{kept} {rest}"
 
 
-def detoxify(case: Case) -> Flow[Reply]:
+def detoxify(case: Case) -> Flow[Source]:
     """Write the draft anew without a look at the request (MLLM-Protector, arXiv 2401.02906)."""
     draft, prompt = drafted(case), case.policy.prompts.detoxify
     request = prompts.plain(prompt, case.request.options, answer=draft.text)
-    return (yield from case.ask("detoxify", case.policy.detoxify.model, request))
+    yield from ()
+    return Source("detoxify", case.policy.detoxify.model, request)
 
 
 def resample(case: Case) -> Flow[Reply]:

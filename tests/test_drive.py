@@ -255,7 +255,7 @@ def test_together_cancels_the_rest() -> None:
         async def score(self, detector: str, sample: Sample) -> Finding:
             raise NotImplementedError
 
-        def open(self, request: AnyRequest) -> AsyncGenerator[str | Reply, None]:
+        def open(self, model: str, request: AnyRequest) -> AsyncGenerator[str | Reply, None]:
             raise NotImplementedError
 
     def flow() -> Flow[int]:

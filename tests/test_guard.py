@@ -325,7 +325,8 @@ def test_window_cuts_after_release() -> None:
 
 def test_window_repairs_before_release() -> None:
     pieces, guarded = listen(SEEN, make_policy(stream=WINDOW))
-    assert pieces == ["a harmless answer"]
+    assert len(pieces) > 1
+    assert "".join(pieces) == guarded.text == "a harmless answer"
     assert (guarded.action, guarded.step) == ("repair", "caption")
 
 

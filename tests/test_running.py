@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mmguard import drive, guard, wrap
-from mmguard.errors import PolicyError
+from mmguard.asks import Read
+from mmguard.case import Case
+from mmguard.errors import PolicyError, StepError
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel
 from mmguard.policy import Policy, load_policy
 from mmguard.runtime import Concurrent
@@ -28,13 +30,16 @@ ROUND = {"resume": "{query}|{answer}|{principles}"}
 
 
 class Slow(ScriptedModel):
-    """Streams its answer in given pieces; counts those that were read."""
+    """Streams its first answer in given pieces, and counts those that were read."""
 
     def __init__(self, *pieces: str, rest: str = "and all was well.") -> None:
         super().__init__(lambda r: "".join(pieces) if r == ask() else rest)
         self.pieces, self.read = pieces, 0
 
     def stream(self, request: AnyRequest) -> Iterator[str | Reply]:
+        if request != ask():
+            yield from super().stream(request)
+            return
         for piece in self.pieces:
             self.read += 1
             yield piece
@@ -224,6 +229,81 @@ def test_joints(kept: str, rest: str, text: str) -> None:
     assert join(kept, rest) == text
 
 
+# -- repairs in the making ----------------------------------------------------
+
+
+MENDED = {"stream": WINDOW, "repair": ["detoxify", "rewrite"], "refusals": {"cut": "<cut>"}}
+
+
+def test_a_repaired_answer_streams() -> None:
+    pieces, guarded = listen(Slow(BAD * 9, rest=FINE), make_policy(**MENDED))
+    assert (guarded.text, guarded.step) == (FINE, "detoxify")
+    assert len(pieces) > 2
+
+
+def test_a_repaired_answer_that_turns_harmful_is_cut() -> None:
+    pieces, guarded = listen(Slow(BAD * 9, rest=HARM), make_policy(**MENDED))
+    assert (guarded.action, guarded.step) == ("block", "cut")
+    assert "".join(pieces) == guarded.text == f"{FINE[:35]}<cut>"
+    assert [call.stage for call in guarded.calls] == ["draft", "detoxify"]
+
+
+def test_a_repaired_answer_that_turns_harmful_is_resumed() -> None:
+    def script(request: AnyRequest) -> str:
+        if "already read the beginning" in words(request):
+            return "The end."
+        return BAD * 9 if request == ask() else HARM
+
+    policy = make_policy(**{**MENDED, "stream": {**WINDOW, "after": ["resume"]}})
+    pieces, guarded = listen(ScriptedModel(script), policy)
+    assert "".join(pieces) == guarded.text == f"{FINE}The end."
+    assert guarded.step == "resume"
+
+
+def test_a_repaired_answer_that_breaks_off_is_cut() -> None:
+    class Short(Slow):
+        def stream(self, request: AnyRequest) -> Iterator[str | Reply]:
+            return super().stream(request) if request == ask() else iter([FINE])
+
+    _, guarded = listen(Short(BAD * 9), make_policy(**MENDED))
+    assert guarded.text == f"{FINE[:25]}<cut>"
+    assert "ended without its reply" in guarded.trail[-1].error
+
+
+def test_a_repaired_answer_in_buffer_mode_comes_whole() -> None:
+    pieces, guarded = listen(Slow(BAD * 9, rest=FINE), make_policy(**EARLY))
+    assert pieces == [FINE]
+    assert guarded.step == "rewrite"
+
+
+def test_under_a_deadline_a_repaired_answer_comes_whole() -> None:
+    pieces, guarded = listen(Slow(BAD * 9, rest=FINE), make_policy(**MENDED, deadline=60))
+    assert pieces == [FINE]
+    assert guarded.step == "detoxify"
+
+
+def test_another_model_may_stream_a_repair() -> None:
+    editor = ScriptedModel(lambda request: FINE, piece=3)
+    policy = make_policy(**MENDED, detoxify={"model": "editor"})
+    pieces, guarded = listen(Slow(BAD * 9), policy, models={"editor": editor})
+    assert guarded.text == "".join(pieces) == FINE
+    assert guarded.calls[-1].model == "editor"
+
+
+def test_a_stream_read_to_its_end_may_be_read_again() -> None:
+    def twice() -> Any:
+        for _ in range(2):
+            while isinstance(piece := (yield Read("target", ask())), str):
+                texts.append(piece)
+
+    texts = list[str]()
+    _, runtime = make_world(target=Slow("a", "b"))
+    drive.run(twice(), runtime)
+    assert texts == ["a", "b", "a", "b"]
+    asyncio.run(drive.arun(twice(), Concurrent(runtime)))
+    assert "".join(texts) == "ab" * 4
+
+
 def test_another_step_cannot_take_back_what_has_left() -> None:
     policy = load_policy({"output": [{"detector": "harm"}], "stream": RESUMED["stream"]})
     assert policy.stream.after == ("resume",)
@@ -240,3 +320,11 @@ def test_what_is_resumed_has_passed(pieces: list[str], rest: str) -> None:
     assert "".join(out) == guarded.text
     if guarded.step == "resume":
         assert harm(Sample(ask(), guarded.text)).score < 0.5
+
+
+def test_no_step_replaces_what_has_left() -> None:
+    case = Case(ask(), make_policy(), text="It is fine.", released=5)
+    with pytest.raises(StepError, match="than what has left"):
+        case.offer(Reply("Another answer."))
+    case.offer(Reply("It is another answer."))
+    assert case.text == "It is another answer."
