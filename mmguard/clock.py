@@ -10,11 +10,25 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float | None, work: Callable[[], T], late: Exception) -> T:
-    """The work's result; raises `late` when it takes longer.
+class Work(threading.Thread):
+    """Work in a thread of its own; `gone` is set once nobody waits for it any more.
 
-    A daemon thread: one that hangs must keep neither the caller nor the interpreter.
+    A daemon: work that hangs must keep neither the caller nor the interpreter.
     """
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
+        self.gone = threading.Event()
+
+
+def abandoned() -> bool:
+    """Whether nobody waits for what this thread does; a model asks at every token."""
+    thread = threading.current_thread()
+    return isinstance(thread, Work) and thread.gone.is_set()
+
+
+def within(seconds: float | None, work: Callable[[], T], late: Exception) -> T:
+    """The work's result; raises `late` when it takes longer."""
     if seconds is None:
         return work()
     results: list[T | Exception] = []
@@ -25,10 +39,11 @@ def within(seconds: float | None, work: Callable[[], T], late: Exception) -> T:
         except Exception as exc:
             results.append(exc)
 
-    thread = threading.Thread(target=target, daemon=True, name="mmguard-within")
+    thread = Work(target, "mmguard-within")
     thread.start()
     thread.join(seconds)
     if not results:
+        thread.gone.set()
         raise late
     if isinstance(results[0], Exception):
         raise results[0]

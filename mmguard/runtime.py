@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from mmguard.clock import within
+from mmguard.clock import Work, within
 from mmguard.drive import AsyncPieces, Pieces
 from mmguard.errors import DetectorError, UnknownName
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
@@ -134,7 +134,10 @@ class Lane(Generic[Item, T]):
         if not members:
             return
         try:
-            results = await in_thread(lambda: list(self.work([item for item, _ in members])))
+            waiting = [future for _, future in members]
+            results = await in_thread(
+                lambda: list(self.work([item for item, _ in members])), waiting
+            )
             if len(results) != len(members):
                 raise DetectorError(f"{len(results)} answers for {len(members)} rows")
         except Exception as exc:
@@ -149,8 +152,8 @@ class Lane(Generic[Item, T]):
                 future.set_result(result)
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """Like `asyncio.to_thread`, in a daemon thread: stuck work must not keep the process."""
+async def in_thread(work: Callable[[], T], waiting: Sequence[asyncio.Future[Any]] = ()) -> T:
+    """Like `asyncio.to_thread`, in a daemon thread, which is told when nobody waits any more."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -172,7 +175,15 @@ async def in_thread(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=target, daemon=True, name="mmguard-lane").start()
+    thread = Work(target, "mmguard-lane")
+
+    def leave(left: asyncio.Future[Any]) -> None:
+        if all(one.done() for one in waiting):
+            thread.gone.set()
+
+    for one in waiting:
+        one.add_done_callback(leave)
+    thread.start()
     return await future
 
 

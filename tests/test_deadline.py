@@ -12,11 +12,12 @@ import pytest
 
 from mmguard import drive, guard
 from mmguard.asks import Ask, Flow, Generate, Score, Together, bound, generate, together
-from mmguard.clock import awithin, within
+from mmguard.clock import Work, awithin, within
 from mmguard.errors import DeadlineError
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel
-from mmguard.runtime import Concurrent
+from mmguard.runtime import Concurrent, Local
 from mmguard.types import AnyRequest, Finding, Guarded, Reply, Sample
+from tests.chats import adapt, caught, seen
 from tests.world import BAD, SEEN, ask, harm_detector, make_policy, make_world, words
 
 ONE = Generate("target", ask("one"))
@@ -209,3 +210,49 @@ def test_all_of_several_are_wanted() -> None:
     every = [drive.run(flow(), runtime), drive.run_many([flow()], runtime)[0], asyncio.run(alone())]
     for answers in every:
         assert [type(answer) for answer in answers] == [Reply, Finding, Reply]
+
+
+def stopped(model: Any, work: Callable[[], Any]) -> int:
+    """How many tokens a real model makes of the thousands that are asked for."""
+    with caught(model.model) as calls:
+        work()
+        for thread in threading.enumerate():
+            if isinstance(thread, Work):
+                thread.join(60)
+    return len(calls)
+
+
+def test_a_model_in_this_process_stops_when_it_is_late() -> None:
+    model = adapt()
+
+    def hurry() -> None:
+        with pytest.raises(DeadlineError):
+            within(0.3, lambda: model.generate([seen(max_tokens=3000)]), DeadlineError())
+
+    assert 0 < stopped(model, hurry) < 3000
+
+
+def test_a_model_in_this_process_stops_when_its_callers_leave() -> None:
+    model = adapt()
+
+    async def leave() -> None:
+        runtime = Concurrent(Local({"target": model}, {}))
+        asked = [runtime.generate("target", seen(max_tokens=3000)) for _ in range(2)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*asked), 0.5)
+
+    assert 0 < stopped(model, lambda: asyncio.run(leave())) < 3000
+
+
+def test_a_model_works_on_for_whoever_still_waits() -> None:
+    model = adapt()
+
+    async def stay() -> Reply:
+        runtime = Concurrent(Local({"target": model}, {}))
+        first = asyncio.ensure_future(runtime.generate("target", seen(max_tokens=40)))
+        second = asyncio.ensure_future(runtime.generate("target", seen(max_tokens=40)))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(stay()).text == model.generate([seen(max_tokens=40)])[0].text

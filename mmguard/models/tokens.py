@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+from mmguard.clock import abandoned
 from mmguard.models.options import cut, held
 
 # A token of one byte: what it reads as depends on the bytes after it.
@@ -72,8 +73,8 @@ class Spelling:
 
 
 class Stop:
-    """What transformers calls a stopping criterion: a stop string, or a reader who has gone
-    or to whom the first token says it all.
+    """What transformers calls a stopping criterion: a stop string, or a reader who has gone,
+    waits no more, or to whom the first token says it all.
 
     Transformers' own looks for stop strings in the prompt too, takes a second to learn a
     large vocabulary, and refuses strings that are not made of its tokens.
@@ -92,7 +93,7 @@ class Stop:
 
         if self.start is None:
             self.start = input_ids.shape[1] - 1
-        done = [bool(self.gone and self.gone.is_set())] * len(input_ids)
+        done = [abandoned() or bool(self.gone and self.gone.is_set())] * len(input_ids)
         if self.spelling.stop and not done[0]:
             recent = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :]
             done = [self.spelling.stops(row) for row in recent.tolist()]
