@@ -40,11 +40,12 @@ class Score:
 class Read:
     """The next piece of a model's streamed reply; at its end the whole `Reply`.
 
-    One stream is read at a time: to ask for another is to be done with the last.
+    One stream is read at a time. With `enough` it ends here: no model works on for nobody.
     """
 
     model: str
     request: AnyRequest
+    enough: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ def generate(model: str, request: AnyRequest) -> Flow[Reply]:
 def read(model: str, request: AnyRequest) -> Flow[str | Reply]:
     piece: str | Reply = yield Read(model, request)
     return piece
+
+
+def leave(model: str, request: AnyRequest) -> Flow[None]:
+    """Read no further."""
+    yield Read(model, request, enough=True)
 
 
 def emit(text: str) -> Flow[None]:

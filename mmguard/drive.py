@@ -136,6 +136,9 @@ def whole(flow: Flow[T]) -> Flow[T]:
             except StopIteration as stop:
                 result: T = stop.value
                 return result
+            if isinstance(ask, Read) and ask.enough:
+                answer = kept = None
+                continue
             if kept and kept[0] == ask:
                 answer, kept = kept[1], None
                 continue
@@ -278,17 +281,20 @@ async def aall(ask: Together, runtime: AsyncRuntime) -> list[Answer]:
 
 
 class Tap:
-    """The stream that a flow reads, opened at its first `Read`, closed at another's or the end."""
+    """The stream that a flow reads, opened at its first `Read`, closed at another's or its end."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.pieces: Pieces | None = None
         self.source: Read | None = None
 
-    def read(self, ask: Read) -> str | Reply | Exception:
+    def read(self, ask: Read) -> str | Reply | Exception | None:
         try:
             if self.pieces is None or self.source != ask:
                 self.close()
+            if ask.enough:
+                return None
+            if self.pieces is None:
                 self.source, self.pieces = ask, self.runtime.open(ask.model, ask.request)
             piece = next(self.pieces, BROKEN)
             if not isinstance(piece, str):
@@ -311,10 +317,13 @@ class AsyncTap:
         self.pieces: AsyncPieces | None = None
         self.source: Read | None = None
 
-    async def read(self, ask: Read) -> str | Reply | Exception:
+    async def read(self, ask: Read) -> str | Reply | Exception | None:
         try:
             if self.pieces is None or self.source != ask:
                 await self.aclose()
+            if ask.enough:
+                return None
+            if self.pieces is None:
                 self.source, self.pieces = ask, self.runtime.open(ask.model, ask.request)
             piece = await anext(self.pieces, BROKEN)
             if not isinstance(piece, str):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmguard import prompts, registry
-from mmguard.asks import Answer, Flow, bound, emit, generate, read, together
+from mmguard.asks import Answer, Flow, bound, emit, generate, leave, read, together
 from mmguard.case import Case, Source
 from mmguard.errors import DetectorError
 from mmguard.types import Action, Coverage, Finding, Guarded, Reply, Request, Sample
@@ -89,6 +89,7 @@ def relay(case: Case, source: Source) -> Flow[Action]:
             case.text = text[:checked]
             action = yield from verify(case, "stream")
             if action != "pass":
+                yield from leave(source.model, source.request)
                 case.take(source, Reply(case.text, "cut"))
                 return action
             yield from release(case, checked - how.hold if case.streams and how.hold else 0)

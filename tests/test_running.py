@@ -141,6 +141,18 @@ def test_a_model_in_this_process_stops_at_the_harm() -> None:
     assert len(calls) < 200
 
 
+def test_a_stopped_model_is_free_for_the_repair() -> None:
+    detector = ScriptedDetector(lambda s: 0.9 if len(s.reply or "") > 40 else 0.1, name="harm")
+    fields = {"stream": {"window": 20}, "repair": ["resample"], "resample": {"tries": 1}}
+    model = adapt()
+    with caught(model.model) as calls:
+        guarded = wrap(model, policy=make_policy(**fields), detectors={"harm": detector}).chat(
+            [{"role": "user", "content": "what is this?"}], max_tokens=600
+        )
+    assert [call.stage for call in guarded.calls] == ["draft", "resample"]
+    assert len(calls) < 800
+
+
 @given(st.data(), st.integers(1, 30), st.sampled_from(["early", "window", "resume"]))
 def test_how_text_comes_changes_nothing(data: Any, window: int, kind: str) -> None:
     """The result is one of the text, not of the pieces in which it came."""
