@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.progress import track
 
-from mmguard.cli.console import Json, busy, show_figures
+from mmguard.cli.console import Json, busy, err, out, show_figures, tabulate
+
+if TYPE_CHECKING:
+    from mmguard.bench_repair import Plans, Round, Run
 
 bench = typer.Typer(help="Measure what mmguard costs.", no_args_is_help=True)
 
@@ -45,3 +53,99 @@ def detector(
     with busy("measuring"):
         figures = bench_detector(name, layers)
     show_figures("detector", figures, as_json)
+
+
+@bench.command("repair")
+def time_repairs(
+    model: Annotated[
+        str, typer.Option(help="random, embedded, or a HuggingFace folder or name.")
+    ] = "random",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="A preset or a policy file; may be given often.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="The median is over these.")] = 5,
+    draft: Annotated[int, typer.Option(min=1, help="Tokens of a draft.")] = 192,
+    caption: Annotated[int, typer.Option(min=1, help="Tokens of a description.")] = 128,
+    repaired: Annotated[int, typer.Option(min=1, help="Tokens of a mended answer.")] = 192,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How much of a harmful draft flags it.")
+    ] = 0.42,
+    mixed: Annotated[
+        float, typer.Option(min=0, max=1, help="Of mixed traffic, how much is harmful.")
+    ] = 0.1,
+    stream: Annotated[bool, typer.Option("--stream", help="Ask for answers as streams.")] = False,
+    layers: Annotated[int, typer.Option(min=1, help="Of the random model.")] = 4,
+    width: Annotated[int, typer.Option(min=8, help="Of the random model.")] = 256,
+    side: Annotated[
+        int, typer.Option(min=14, help="Pixels of its pictures, a token each 14 squared.")
+    ] = 336,
+    to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """What guarding costs an answer, as ratios to no guard: tokens, calls and seconds."""
+    from mmguard.bench_llava import Size
+    from mmguard.bench_repair import POLICIES, Plans, Run, bench_repair, open_subject
+    from mmguard.bench_script import Lengths
+
+    lengths = Lengths(draft, caption, repaired)
+    plans = Plans(tuple(policy or POLICIES), rounds, lengths, share, mixed, stream)
+    run = Run(open_subject(model, Size(layers, width, side)), plans)
+    made = bench_repair(run, model, play(run, plans))
+    if to:
+        to.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    show_repairs(made)
+
+
+def play(run: Run, plans: Plans) -> list[Round]:
+    return list(
+        track(
+            run.rounds(),
+            "measuring",
+            total=plans.rounds,
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        )
+    )
+
+
+def show_repairs(made: Mapping[str, Any]) -> None:
+    title = f"{made['model']}: cost by the same run's cost without a guard"
+    columns = ("traffic", "policy", "time", "low to high", "tokens read", "generated", "calls")
+    tabulate(title, columns, repair_lines(made["ratios"]))
+    counts = ("traffic", "policy", "seconds", "detectors", "prompt", "read", "generated", "calls")
+    tabulate("an answer, the median", counts, answer_lines(made["per_answer"]))
+    for policy, saved in made["reuse"].items():
+        cuts = ", ".join(f"{stage} {cut['cut']:.1%}" for stage, cut in saved.items())
+        out.print(f"{escape(policy)}: tokens not read again: {cuts}", soft_wrap=True)
+    for note in [*made["scripted"], *tell_rest(made)]:
+        out.print(escape(note), soft_wrap=True)
+
+
+def repair_lines(ratios: Mapping[str, Any]) -> Iterable[Iterable[Any]]:
+    for kind, arms in ratios.items():
+        for arm, found in arms.items():
+            time = found["seconds"]
+            counts = (f"{found[name]['median']:.2f}" for name in ("read", "generated", "calls"))
+            around = f"{time['low']:.3f} to {time['high']:.3f}"
+            yield kind, arm, f"{time['median']:.3f}", around, *counts
+
+
+def answer_lines(costs: Mapping[str, Any]) -> Iterable[Iterable[Any]]:
+    for kind, arms in costs.items():
+        for arm, found in arms.items():
+            counts = (f"{found[name]:.1f}" for name in ("prompt", "read", "generated", "calls"))
+            yield kind, arm, f"{found['seconds']:.3f}", f"{found['detector_s']:.3f}", *counts
+
+
+def tell_rest(made: Mapping[str, Any]) -> Iterable[str]:
+    """What became of the answers, why nothing was reused, and on what this ran."""
+    for kind, arms in made["outcomes"].items():
+        told = (f"{arm}: {spell(counts)}" for arm, counts in arms.items())
+        yield f"{kind} answers: {'; '.join(told)}."
+    if made["unshared"]:
+        yield f"No prompt is reused: {made['unshared']}."
+    yield "; ".join(f"{name} {value}" for name, value in made["machine"].items())
+
+
+def spell(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{how} {count}" for how, count in counts.items())
