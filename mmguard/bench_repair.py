@@ -116,14 +116,14 @@ class Arm:
     def ask(self, request: Request, stream: bool) -> tuple[Guarded, Cost]:
         """One answer from nothing remembered, and what it took."""
         self.fresh(request)
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         guarded = drain(self.wrapped, request) if stream else self.wrapped.chat(request)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         costs = self.target.counted.costs
         for stage, cost in zip(self.target.stages, costs, strict=True):
             self.stages[stage] = self.stages.get(stage, Cost()) + cost
         spent = sum(detector.seconds for detector in self.detectors)
-        return guarded, replace(sum(costs, Cost()), seconds=seconds, detector_s=spent)
+        return guarded, replace(sum(costs, Cost()), seconds=seconds, cpu_s=cpu, detector_s=spent)
 
     def fresh(self, request: Request) -> None:
         self.forget()

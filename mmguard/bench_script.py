@@ -31,13 +31,17 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What answers took. `prompt` counts tokens of prompts, `read` those not known before."""
+    """What answers took. `prompt` counts tokens of prompts, `read` those not known before.
+
+    `cpu_s` are seconds of this process on a processor: what a busy machine disturbs least.
+    """
 
     prompt: float = 0.0
     read: float = 0.0
     generated: float = 0.0
     calls: float = 0.0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     detector_s: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:

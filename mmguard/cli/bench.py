@@ -110,10 +110,11 @@ def play(run: Run, plans: Plans) -> list[Round]:
 
 def show_repairs(made: Mapping[str, Any]) -> None:
     title = f"{made['model']}: cost by the same run's cost without a guard"
-    columns = ("traffic", "policy", "time", "low to high", "tokens read", "generated", "calls")
+    columns = ("traffic", "policy", "time", "range", "CPU time", "read", "generated", "calls")
     tabulate(title, columns, repair_lines(made["ratios"]))
-    counts = ("traffic", "policy", "seconds", "detectors", "prompt", "read", "generated", "calls")
-    tabulate("an answer, the median", counts, answer_lines(made["per_answer"]))
+    title = "an answer, the median: seconds, those of detectors, tokens, calls"
+    columns = ("traffic", "policy", "s", "detect", "prompt", "read", "generated", "calls")
+    tabulate(title, columns, answer_lines(made["per_answer"]))
     for policy, saved in made["reuse"].items():
         cuts = ", ".join(f"{stage} {cut['cut']:.1%}" for stage, cut in saved.items())
         out.print(f"{escape(policy)}: tokens not read again: {cuts}", soft_wrap=True)
@@ -125,8 +126,9 @@ def repair_lines(ratios: Mapping[str, Any]) -> Iterable[Iterable[Any]]:
     for kind, arms in ratios.items():
         for arm, found in arms.items():
             time = found["seconds"]
-            counts = (f"{found[name]['median']:.2f}" for name in ("read", "generated", "calls"))
-            around = f"{time['low']:.3f} to {time['high']:.3f}"
+            names = ("cpu_s", "read", "generated", "calls")
+            counts = (f"{found[name]['median']:.2f}" for name in names)
+            around = f"{time['low']:.2f}-{time['high']:.2f}"
             yield kind, arm, f"{time['median']:.3f}", around, *counts
 
 

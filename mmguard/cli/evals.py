@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 from rich.markup import escape
@@ -14,8 +14,20 @@ from rich.progress import track
 
 from mmguard.bundles import load_detector
 from mmguard.cli.check import threshold_of
-from mmguard.cli.console import Json, busy, err, out, show, tabulate
+from mmguard.cli.console import (
+    Json,
+    ModelName,
+    PolicyName,
+    Served,
+    busy,
+    err,
+    out,
+    show,
+    tabulate,
+)
 from mmguard.errors import InputError
+from mmguard.models import opened
+from mmguard.policy import load_policy
 from mmguard.rows import Row, open_text
 from mmguard.types import Detector
 
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from mmguard.evals.report import Outcome
     from mmguard.evals.rows import Labelled, Side
 
+T = TypeVar("T")
 evals = typer.Typer(help="Measure how good a guard is on labelled rows.", no_args_is_help=True)
 DetectorName = Annotated[str, typer.Option("--detector", help="Name or folder.")]
 SideName = Annotated[str, typer.Option("--side", help="What is labelled: answer or request.")]
@@ -94,16 +107,13 @@ def read(
 def score_all(detector: Detector, labelled: Labelled, images: bool) -> list[Row]:
     from mmguard.evals.rows import score_examples
 
-    return list(
-        track(
-            score_examples(detector, labelled.examples, images=images),
-            "scoring",
-            total=len(labelled.examples),
-            console=err,
-            disable=not err.is_terminal,
-            transient=True,
-        )
-    )
+    scored = score_examples(detector, labelled.examples, images=images)
+    return list(follow(scored, "scoring", len(labelled.examples)))
+
+
+def follow(work: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """The same with a bar on a terminal, and silence in a pipe."""
+    return track(work, what, total=total, console=err, disable=not err.is_terminal, transient=True)
 
 
 def write_scores(outcome: Outcome, threshold: float, path: Path) -> None:
@@ -156,6 +166,51 @@ def spell(figure: Mapping[str, Any]) -> tuple[str, str]:
     if figure["value"] is None:
         return "-", ""
     return f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}"
+
+
+# -- repairs --------------------------------------------------------------------
+
+
+@evals.command("repairs")
+def eval_repairs(
+    data: Annotated[Path, typer.Argument(help="JSONL rows: prompt, prompt_harm, image, meta.")],
+    images: Annotated[
+        Path | None, typer.Option(help="The pictures' folder or tar; else beside the rows.")
+    ] = None,
+    model: ModelName = "embedded",
+    policy: PolicyName = "balanced",
+    captions: Annotated[
+        str, typer.Option(help="own, or oracle: descriptions from meta.image_desc.")
+    ] = "own",
+    judge: Annotated[
+        str, typer.Option(help="A detector as the second opinion, at medium.")
+    ] = "response-harm-linear",
+    limit: Annotated[int | None, typer.Option(min=1, help="How many rows of each kind.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows and the bootstrap.")] = 0,
+    served: Served = "default",
+    to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """What becomes of flagged answers: mended by which step, or refused; and what it costs."""
+    from mmguard.evals import repairs as work
+    from mmguard.evals.markdown import render
+
+    if captions not in work.CAPTIONS:
+        raise InputError(f"captions {captions!r}: give own or oracle")
+    setup = work.Setup(captions, limit, seed, max_tokens)
+    probes, left_out = work.draw_probes(work.load_probes(data), setup)
+    second = load_detector(judge)
+    with (
+        work.open_images(images or data.parent) as fetch,
+        opened(model, served=served) as answering,
+    ):
+        trial = work.Trial(answering, load_policy(policy), second, setup)
+        results = list(follow(trial.run(probes, fetch), "answering", len(probes)))
+    made = work.report(trial, results, left_out)
+    if to:
+        to.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    typer.echo(render(made))
+    raise typer.Exit(2 if made["errors"] else 0)
 
 
 # -- calibrate ------------------------------------------------------------------
