@@ -6,6 +6,7 @@ what is, and what is not.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mmguard.bench_llava import USUAL, Size, make_llava
-from mmguard.bench_script import Cost, Lengths, Metered, Overruled, Script, Target
+from mmguard.bench_script import Cost, Lengths, Metered, Overruled, Script, Target, count
 from mmguard.bundles import load_detector
 from mmguard.machine import tell_machine
 from mmguard.media import load_image
@@ -122,8 +123,11 @@ class Arm:
         costs = self.target.counted.costs
         for stage, cost in zip(self.target.stages, costs, strict=True):
             self.stages[stage] = self.stages.get(stage, Cost()) + cost
+        others = [count(c.reply.usage) for c in guarded.calls if c.model != "target"]
         spent = sum(detector.seconds for detector in self.detectors)
-        return guarded, replace(sum(costs, Cost()), seconds=seconds, cpu_s=cpu, detector_s=spent)
+        return guarded, replace(
+            sum([*costs, *others], Cost()), seconds=seconds, cpu_s=cpu, detector_s=spent
+        )
 
     def fresh(self, request: Request) -> None:
         self.forget()
@@ -181,14 +185,17 @@ def make_requests(lengths: Lengths) -> dict[str, list[Request]]:
 
 
 class Run:
-    """All arms over the same requests, round by round; each round begins with another arm."""
+    """All arms over the same requests, round by round, each request in another order of arms."""
 
     def __init__(self, subject: Subject, plans: Plans) -> None:
         self.plans, self.script = plans, Script(plans.share)
         self.arms = make_arms(subject, plans, self.script)
         self.requests = make_requests(plans.lengths)
         self.drafts: list[str] = []
-        self.actions: dict[str, dict[str, dict[str, int]]] = {kind: {} for kind in KINDS}
+        names = [arm.name for arm in self.arms]
+        self.actions: dict[str, dict[str, dict[str, int]]] = {
+            kind: {name: {} for name in names} for kind in KINDS
+        }
 
     def warm(self) -> None:
         """Learn the drafts that will be flagged, and let every arm do its work once."""
@@ -209,20 +216,20 @@ class Run:
         """The cost of an answer by kind and arm, the mean over the kind's requests."""
         self.warm()
         for number in range(self.plans.rounds):
-            yield self.play(number % len(self.arms))
+            yield self.play(random.Random(number))
 
-    def play(self, first: int) -> Round:
+    def play(self, order: random.Random) -> Round:
         sums: dict[str, dict[str, Cost]] = {kind: {} for kind in KINDS}
-        arms = [*self.arms[first:], *self.arms[:first]]
         for kind, asked in self.requests.items():
             for place, request in enumerate(asked):
                 self.script.marked = self.drafts[place : place + 1] if kind == "harmful" else []
-                for arm in arms:
+                for arm in order.sample(self.arms, len(self.arms)):
                     guarded, cost = self.ask(arm, request)
                     self.count(kind, arm.name, guarded)
                     old = sums[kind].get(arm.name, Cost())
                     sums[kind][arm.name] = old + cost * (1 / len(asked))
-        return {**sums, "mixed": self.mix(sums)}
+        own = {kind: {arm.name: sums[kind][arm.name] for arm in self.arms} for kind in KINDS}
+        return {**own, "mixed": self.mix(own)}
 
     def mix(self, sums: Round) -> dict[str, Cost]:
         share = self.plans.mixed
@@ -231,7 +238,7 @@ class Run:
 
     def count(self, kind: str, arm: str, guarded: Guarded) -> None:
         how = guarded.step if guarded.action == "repair" else guarded.action
-        found = self.actions[kind].setdefault(arm, {})
+        found = self.actions[kind][arm]
         found[how] = found.get(how, 0) + 1
 
 

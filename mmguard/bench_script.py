@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmguard.detect.encoder import EncoderDetector
 from mmguard.models.hf import HFModel
 from mmguard.prompts import JUDGE_OPTIONS, PLAN_OPTIONS, WORD_OPTIONS
-from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample, Text
+from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample, Text, Usage
 
 if TYPE_CHECKING:
     from mmguard.models.options import Plan
@@ -54,22 +54,21 @@ class Cost:
         return [getattr(self, each.name) for each in fields(self)]
 
 
+def count(usage: Usage) -> Cost:
+    """The tokens of one call."""
+    return Cost(usage.prompt, usage.prompt - usage.cached, usage.completion, 1)
+
+
 class Metered(HFModel):
-    """An `HFModel` that notes what each call took, those of streams closed early too."""
+    """An `HFModel` that notes what each call read and wrote, those of streams closed early too."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         self.costs: list[Cost] = []
 
     def answer(self, requests: Sequence[AnyRequest], how: Plan, *more: Any) -> list[Reply]:
-        start = time.perf_counter()
         replies = super().answer(requests, how, *more)
-        seconds = time.perf_counter() - start
-        for reply in replies:
-            used = reply.usage
-            self.costs.append(
-                Cost(used.prompt, used.prompt - used.cached, used.completion, 1, seconds)
-            )
+        self.costs += [count(reply.usage) for reply in replies]
         return replies
 
 

@@ -124,7 +124,6 @@ def test_a_stream_that_is_closed_costs_what_it_took() -> None:
     assert (cost.calls, cost.prompt) == (1, cost.read)
     assert cost.prompt > 64
     assert 0 < cost.generated < 400
-    assert cost.seconds > 0
 
 
 # -- the script -----------------------------------------------------------------

@@ -112,6 +112,17 @@ def test_the_oracle_describes_at_no_cost(tmp_path: Path) -> None:
     assert made["kinds"]["harmful"]["cost"]["calls"] == 2
 
 
+def test_other_models_are_counted(tmp_path: Path) -> None:
+    fields = {"extends": "balanced", "repair": ["detoxify"], "detoxify": {"model": "other"}}
+    other = ScriptedModel(lambda request: Reply("mended", usage=Usage(7, 30)))
+    models = {"other": other}
+    trial = Trial(ScriptedModel(naughty), load_policy(fields), judge(), Setup(), models)
+    probes = load_probes(write(tmp_path, [row(0, 1)]))
+    with open_images(tmp_path) as fetch:
+        [found] = trial.run(probes, fetch)
+    assert (found["step"], found["calls"], found["completion"]) == ("detoxify", 2, 10 + 30)
+
+
 def test_a_draft_that_was_never_made_is_asked_for(tmp_path: Path) -> None:
     """A policy that stops the request has no draft: cost and opinion need one all the same."""
     policy = tmp_path / "first.yaml"

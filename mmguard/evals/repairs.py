@@ -202,13 +202,20 @@ class Counted:
 class Trial:
     """One model under one policy, and a second opinion that the policy does not hear."""
 
-    def __init__(self, model: Model, policy: Policy, judge: Detector, setup: Setup) -> None:
+    def __init__(
+        self,
+        model: Model,
+        policy: Policy,
+        judge: Detector,
+        setup: Setup,
+        models: Mapping[str, Model] | None = None,
+    ) -> None:
         self.judge, self.setup = judge, setup
         self.model, self.oracle = Counted(model), ScriptedModel(name=ORACLE)
         if setup.captions == "oracle":
             caption = policy.caption.model_copy(update={"model": ORACLE})
             policy = policy.model_copy(update={"caption": caption})
-        self.wrapped = Wrapped(self.model, policy, models={ORACLE: self.oracle})
+        self.wrapped = Wrapped(self.model, policy, models={**(models or {}), ORACLE: self.oracle})
         self.policy = self.wrapped.policy
 
     def run(self, probes: Sequence[Probe], fetch: Fetch) -> Iterator[dict[str, Any]]:
@@ -223,7 +230,8 @@ class Trial:
         start = time.perf_counter()
         guarded = self.wrapped.chat(request)
         seconds = time.perf_counter() - start
-        calls, used = self.model.calls, self.model.usage
+        others = [c.reply.usage for c in guarded.calls if c.model not in ("target", ORACLE)]
+        calls, used = self.model.calls + len(others), sum(others, self.model.usage)
         bare = self.unguarded(request, guarded)
         return {
             "id": probe.id,
