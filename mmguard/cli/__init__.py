@@ -11,13 +11,13 @@ import sys
 import typer
 from rich.markup import escape
 
-from mmguard.cli import bench, chat, check, evals, lists, streams, train
+from mmguard.cli import bench, chat, check, evals, lists, serve, streams, train
 from mmguard.cli.console import err
 from mmguard.errors import MmguardError
 
 QUIET = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(help="Safety middleware for multimodal language models.", **QUIET)  # type: ignore[arg-type]  # bools
-for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibrate):
+for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibrate, serve.serve):
     app.command()(command)
 evals.evals.command()(streams.streams)
 app.add_typer(lists.policies, name="policies")

@@ -7,6 +7,7 @@ does not know travel both ways; an upstream error keeps its status and body.
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
@@ -15,7 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmguard.errors import MissingExtra, ModelError
+from mmguard.sse import Parser
 from mmguard.types import AnyRequest, Image, Message, Reply, Text, TextMessage, Usage
+
+CHAT = "chat/completions"
 
 
 class OpenAIModel:
@@ -30,12 +34,24 @@ class OpenAIModel:
             import httpx
         except ImportError as exc:
             raise MissingExtra("httpx", "server", "an OpenAI-compatible model") from exc
-        self.name, self.httpx = model, httpx
+        self.name, self.httpx, self.headers = model, httpx, dict[str, str]()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         transport, atransport = http.pop("transport", None), http.pop("atransport", None)
         shared = {"base_url": url, "headers": headers, "timeout": 120, **http}
         self.client = httpx.Client(transport=transport, **shared)
         self.aclient = httpx.AsyncClient(transport=atransport, **shared)
+
+    def named(self, model: str) -> OpenAIModel:
+        """The same server, asked for another model."""
+        other = copy.copy(self)
+        other.name = model
+        return other
+
+    def bearing(self, authorization: str) -> OpenAIModel:
+        """The same server, asked under another's authorization."""
+        other = copy.copy(self)
+        other.headers = {"Authorization": authorization}
+        return other
 
     def body(self, request: AnyRequest, *, stream: bool = False) -> dict[str, Any]:
         messages = [write_message(message) for message in request.messages]
@@ -53,18 +69,21 @@ class OpenAIModel:
 
     def answer(self, request: AnyRequest) -> Reply:
         with self.reported():
-            response = self.client.post("chat/completions", json=self.body(request))
+            response = self.client.post(CHAT, json=self.body(request), headers=self.headers)
         return read_reply(response.status_code, response.content)
 
     async def agenerate(self, request: AnyRequest) -> Reply:
         with self.reported():
-            response = await self.aclient.post("chat/completions", json=self.body(request))
+            response = await self.aclient.post(CHAT, json=self.body(request), headers=self.headers)
         return read_reply(response.status_code, response.content)
 
     def stream(self, request: AnyRequest) -> Generator[str | Reply, None, None]:
         events = Events()
         body = self.body(request, stream=True)
-        with self.reported(), self.client.stream("POST", "chat/completions", json=body) as response:
+        with (
+            self.reported(),
+            self.client.stream("POST", CHAT, json=body, headers=self.headers) as response,
+        ):
             if response.status_code != 200:
                 raise refused(response.status_code, response.read())
             for data in response.iter_bytes():
@@ -75,7 +94,9 @@ class OpenAIModel:
         events = Events()
         body = self.body(request, stream=True)
         with self.reported():
-            async with self.aclient.stream("POST", "chat/completions", json=body) as response:
+            async with self.aclient.stream(
+                "POST", CHAT, json=body, headers=self.headers
+            ) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, await response.aread())
                 async for data in response.aiter_bytes():
@@ -95,18 +116,16 @@ class OpenAIModel:
 
 
 class Events:
-    """Server-sent events (WHATWG HTML, 9.2) of one completion, fed bytes as they come."""
+    """The events of one completion, fed bytes as they come."""
 
     def __init__(self) -> None:
-        self.rest, self.pieces = b"", list[str]()
+        self.parser, self.pieces = Parser(), list[str]()
         self.finish, self.usage, self.done = "", Usage(), False
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """The text in every line that these bytes complete."""
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield from self.take(line[5:].strip())
+        """The text in every event that these bytes complete."""
+        for event in self.parser.feed(data):
+            yield from self.take(event.data)
 
     def take(self, data: bytes) -> Iterator[str]:
         if data == b"[DONE]":

@@ -1,0 +1,38 @@
+"""`mmguard serve`: the sidecar before an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from mmguard.cli.console import err
+from mmguard.errors import MissingExtra
+
+
+def serve(
+    upstream: Annotated[
+        str | None, typer.Option(help="The server's URL, up to and with /v1.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="A preset or a policy file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen at.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen at; 0: any.")] = None,
+) -> None:
+    """Guard every answer of an OpenAI-compatible server; clients change their base URL only."""
+    try:
+        import uvicorn
+
+        from mmguard.server.app import make_app
+    except ImportError as exc:
+        raise MissingExtra("fastapi and uvicorn", "server", "the sidecar") from exc
+    from mmguard.server.settings import load_settings
+
+    flags = {"upstream": upstream, "policy": policy, "host": host, "port": port}
+    settings = load_settings(config, flags)
+    app = make_app(settings)
+    told = f"guarding {settings.upstream} by {settings.policy}"
+    err.print(f"{escape(told)} at http://{settings.host}:{settings.port}/v1", soft_wrap=True)
+    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")

@@ -1,0 +1,1 @@
+"""The sidecar: an OpenAI-compatible guard in front of any model server."""

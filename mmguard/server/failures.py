@@ -1,0 +1,49 @@
+"""What fails in the sidecar, as a status and an error in OpenAI's form.
+
+A failure of the guard is never an answer, and never looks like a refusal by the policy.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmguard.errors import InputError, MmguardError, ModelError
+from mmguard.server import wire
+from mmguard.types import Guarded
+
+log = logging.getLogger("mmguard.server")
+
+
+class Refused(MmguardError):
+    """A request that gets no answer: a status and an error in OpenAI's form."""
+
+    def __init__(self, status: int, kind: str, message: str, **more: str) -> None:
+        super().__init__(message)
+        self.status, self.wait = status, more.pop("wait", "")
+        self.body = wire.error(message, kind, **more)
+
+
+def demand(guarded: Guarded) -> None:
+    """Raises `Refused` where a detector failed and the policy lets nothing out unchecked."""
+    if failed := wire.failure(guarded):
+        log.error("a detector failed: %s", failed.error)
+        told = "the guard cannot check this answer now"
+        raise Refused(503, "guard_unavailable", told, wait="5")
+
+
+def tell(exc: Exception) -> tuple[int, Any, dict[str, str]]:
+    """Status, body and headers of a failure."""
+    match exc:
+        case Refused():
+            return exc.status, exc.body, {"retry-after": exc.wait} if exc.wait else {}
+        case InputError():
+            return 400, wire.error(str(exc), "invalid_request_error"), {}
+        case ModelError(status=int(status), body=body) if body and status >= 400:
+            return status, wire.read_error(body, str(exc)), {}
+        case ModelError():
+            log.error("the upstream failed: %s", exc)
+            return 502, wire.error("the upstream failed", "upstream_error"), {}
+        case _:
+            log.error("%s: %s", type(exc).__name__, exc)
+            return 500, wire.error("the sidecar failed", "server_error"), {}

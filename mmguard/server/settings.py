@@ -1,0 +1,89 @@
+"""How the sidecar is deployed: where its upstream is, who may ask, and its limits.
+
+Facts of a deployment, never of a policy. From flags, the environment (`MMGUARD_UPSTREAM`, ...)
+and one YAML file, in this order.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from mmguard.errors import InputError
+from mmguard.fields import Strict
+
+PREFIX = "MMGUARD_"
+
+
+class Key(Strict):
+    """A key of the sidecar's own, and the policy of whoever bears it."""
+
+    key: str = Field(min_length=8, repr=False)
+    policy: str | None = None
+
+
+class Settings(Strict):
+    """One sidecar.
+
+    `upstream` is a server's URL, up to and with `/v1`. Without `upstream_key` the caller's
+    own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
+    bears one, and never go on. Times are in seconds, sizes in MiB.
+    """
+
+    upstream: str
+    upstream_key: str = Field(default="", repr=False)
+    policy: str = "balanced"
+    keys: dict[str, Key] = Field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8377
+    timeout: Annotated[float, Field(gt=0)] = 600
+    detector_timeout: Annotated[float, Field(gt=0)] = 30
+    heartbeat: Annotated[float, Field(gt=0)] = 15
+    body_mib: Annotated[float, Field(gt=0)] = 64
+    in_flight: Annotated[int, Field(ge=1)] = 256
+    refusal_in_content: bool = True
+
+    def bearer(self, authorization: str) -> str | None:
+        """The name of whoever bears this header's key, compared in constant time."""
+        given = authorization.removeprefix("Bearer ").encode()
+        matches = [n for n, k in self.keys.items() if hmac.compare_digest(k.key.encode(), given)]
+        return matches[0] if matches else None
+
+
+def load_settings(
+    path: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Raises `InputError` that names the field, its value and where it came from."""
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if path:
+        layers.append((str(path), read_file(path)))
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields if name != "keys"}
+    named = {field: environment[name] for name, field in known.items() if environment.get(name)}
+    layers += [("the environment", named), ("the flags", flags)]
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values |= {name: value for name, value in layer.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        name = ".".join(map(str, error["loc"]))
+        source = next((s for s, layer in reversed(layers) if name.split(".")[0] in layer), "")
+        told = f"{name}: {error['msg']}" + (f" (from {source})" if source else "")
+        raise InputError(f"{told}; see mmguard serve --help") from exc
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as exc:
+        raise InputError(f"{path} cannot be read: {exc}") from exc
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold fields and values, not {type(values).__name__}")
+    return values
