@@ -1,0 +1,108 @@
+"""What all requests share: policies bound, detectors loaded, connections, and room for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Request as Call
+
+from mmguard import messages
+from mmguard.errors import ImageError
+from mmguard.models.openai import OpenAIModel
+from mmguard.policy import Policy, load_policy
+from mmguard.runtime import Concurrent, Local, connect
+from mmguard.server import wire
+from mmguard.server.exchange import Exchange
+from mmguard.server.failures import Refused
+from mmguard.server.settings import Settings
+from mmguard.types import Detector
+
+
+class Sidecar:
+    """One sidecar: who asks, under which policy, and whether there is room."""
+
+    def __init__(
+        self, settings: Settings, detectors: Mapping[str, Detector] | None = None, **http: Any
+    ) -> None:
+        self.settings = settings
+        self.upstream = OpenAIModel(
+            settings.upstream,
+            "default",
+            key=settings.upstream_key,
+            timeout=settings.timeout,
+            **http,
+        )
+        self.policies: dict[str, Policy] = {}
+        self.detectors: dict[str, Detector] = dict(detectors or {})
+        for name in {settings.policy, *(k.policy for k in settings.keys.values() if k.policy)}:
+            self.load(name)
+        self.scoring = Concurrent(Local({}, self.detectors, timeout=settings.detector_timeout))
+        self.flying = 0
+
+    def load(self, name: str) -> None:
+        """Bind a policy; its detectors prove their canaries as they load."""
+        bound, local = connect(load_policy(name), {"target": self.upstream}, self.detectors)
+        self.policies[name] = bound
+        self.detectors.update(local.detectors)
+
+    def policy(self, call: Call) -> Policy:
+        """Whose request this is, and so under which policy."""
+        settings = self.settings
+        if not settings.keys:
+            return self.policies[settings.policy]
+        bearer = settings.bearer(call.headers.get("authorization", ""))
+        if bearer is None:
+            raise Refused(
+                401,
+                "invalid_request_error",
+                "this sidecar does not know the key",
+                code="invalid_api_key",
+            )
+        return self.policies[settings.keys[bearer].policy or settings.policy]
+
+    def forward(self, call: Call) -> OpenAIModel:
+        """The upstream, asked with the caller's own key where none is set."""
+        given = call.headers.get("authorization")
+        if given and not self.settings.upstream_key and not self.settings.keys:
+            return self.upstream.bearing(given)
+        return self.upstream
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """A place among the requests in flight, or a refusal; never an unguarded answer."""
+        if self.flying >= self.settings.in_flight:
+            raise Refused(
+                429, "rate_limit_error", "too many requests in flight", code="overloaded", wait="1"
+            )
+        self.flying += 1
+        try:
+            yield
+        finally:
+            self.flying -= 1
+
+    async def read(self, call: Call) -> wire.Json:
+        """The body, no larger than it may be."""
+        limit, data = self.settings.body_mib * 2**20, bytearray()
+        async for piece in call.stream():
+            data += piece
+            if len(data) > limit:
+                told = f"the body has more than {self.settings.body_mib:g} MiB"
+                raise Refused(413, "invalid_request_error", told, code="body_too_large")
+        return wire.load(bytes(data))
+
+    def exchange(self, call: Call, body: wire.Json) -> Exchange:
+        wire.count(body)
+        options = {name: value for name, value in body.items() if name != "messages"}
+        try:
+            request = messages.parse(body.get("messages"), options, fetch=no_fetch)
+        except ImageError as exc:
+            raise Refused(
+                400, "invalid_request_error", str(exc), code="invalid_image", param="messages"
+            ) from exc
+        return Exchange(self.forward(call), body, request)
+
+
+def no_fetch(url: str) -> bytes:
+    raise ImageError("pictures by URL are not fetched here: send them as data URIs")
