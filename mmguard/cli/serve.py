@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,10 +11,16 @@ from rich.markup import escape
 from mmguard.cli.console import err
 from mmguard.errors import MissingExtra
 
+if TYPE_CHECKING:
+    from mmguard.server.settings import Settings
+
 
 def serve(
     upstream: Annotated[
         str | None, typer.Option(help="The server's URL, up to and with /v1.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of this process instead, such as embedded.")
     ] = None,
     policy: Annotated[str | None, typer.Option(help="A preset or a policy file.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
@@ -30,9 +36,19 @@ def serve(
         raise MissingExtra("fastapi and uvicorn", "server", "the sidecar") from exc
     from mmguard.server.settings import load_settings
 
-    flags = {"upstream": upstream, "policy": policy, "host": host, "port": port}
+    flags = {"upstream": upstream, "model": model, "policy": policy, "host": host, "port": port}
     settings = load_settings(config, flags)
-    app = make_app(settings)
-    told = f"guarding {settings.upstream} by {settings.policy}"
+    app = make_app(settings, **inner(settings))
+    told = f"guarding {settings.upstream or settings.model} by {settings.policy}"
     err.print(f"{escape(told)} at http://{settings.host}:{settings.port}/v1", soft_wrap=True)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+
+
+def inner(settings: Settings) -> dict[str, Any]:
+    """A model of this process in the upstream's place, if one is named."""
+    if settings.model is None:
+        return {}
+    from mmguard.models import open_model
+    from mmguard.server.local import ModelTransport
+
+    return {"atransport": ModelTransport(open_model(settings.model))}

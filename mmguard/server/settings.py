@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mmguard.errors import InputError
-from mmguard.fields import Strict
+from mmguard.fields import Strict, contradict
 
 PREFIX = "MMGUARD_"
 
@@ -31,12 +31,14 @@ class Key(Strict):
 class Settings(Strict):
     """One sidecar.
 
-    `upstream` is a server's URL, up to and with `/v1`. Without `upstream_key` the caller's
+    `upstream` is a server's URL, up to and with `/v1`; or else `model` is one of this process:
+    `embedded`, or a HuggingFace folder or hub name. Without `upstream_key` the caller's
     own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
     bears one, and never go on. Times are in seconds, sizes in MiB.
     """
 
-    upstream: str
+    upstream: str | None = None
+    model: str | None = None
     upstream_key: str = Field(default="", repr=False)
     policy: str = "balanced"
     keys: dict[str, Key] = Field(default_factory=dict)
@@ -48,6 +50,13 @@ class Settings(Strict):
     body_mib: Annotated[float, Field(gt=0)] = 64
     in_flight: Annotated[int, Field(ge=1)] = 256
     refusal_in_content: bool = True
+
+    @model_validator(mode="after")
+    def agree(self) -> Settings:
+        if (self.upstream is None) == (self.model is None):
+            fix = "name an upstream, the URL of a server up to and with /v1, or else a model"
+            raise contradict("upstream", value=self.upstream, fix=fix)
+        return self
 
     def bearer(self, authorization: str) -> str | None:
         """The name of whoever bears this header's key, compared in constant time."""
@@ -73,7 +82,7 @@ def load_settings(
         return Settings.model_validate(values)
     except ValidationError as exc:
         error = exc.errors()[0]
-        name = ".".join(map(str, error["loc"]))
+        name = ".".join(map(str, error["loc"] or error.get("ctx", {}).get("where", ())))
         source = next((s for s, layer in reversed(layers) if name.split(".")[0] in layer), "")
         told = f"{name}: {error['msg']}" + (f" (from {source})" if source else "")
         raise InputError(f"{told}; see mmguard serve --help") from exc

@@ -28,7 +28,7 @@ class Sidecar:
     ) -> None:
         self.settings = settings
         self.upstream = OpenAIModel(
-            settings.upstream,
+            settings.upstream or "http://inside/v1",
             "default",
             key=settings.upstream_key,
             timeout=settings.timeout,
