@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from tests.upstream import Cuts, Handler, Json, client, completion, cut, streamed, write_policy
+from tests.upstream import (
+    Cuts,
+    Handler,
+    Json,
+    chunk,
+    client,
+    completion,
+    cut,
+    streamed,
+    write_policy,
+)
 from tests.world import BAD
 
 ASK = {"model": "up", "messages": [{"role": "user", "content": "what is this?"}]}
@@ -198,6 +209,29 @@ def test_a_mended_stream(tmp_path: Path) -> None:
     assert chunks[-1]["usage"]["total_tokens"] == 24
 
 
+def test_the_upstream_stops_when_no_choice_needs_more(tmp_path: Path) -> None:
+    stopped = asyncio.Event()
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield streamed([{"content": f"a {BAD} word"}]).removesuffix(ENDING)
+            await asyncio.sleep(60)
+
+        async def aclose(self) -> None:
+            stopped.set()
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        if "anew" not in request.content.decode():
+            return httpx.Response(200, stream=Endless())
+        await asyncio.wait_for(stopped.wait(), 10)
+        return httpx.Response(200, stream=Cuts([streamed([{"content": "mended"}])]))
+
+    policy = write_policy(tmp_path, repair=["detoxify"], stream={"window": 4})
+    _, chunks = listen(handler, policy)
+    assert spoken(chunks) == "mended"
+
+
+ENDING = chunk(0, {}, "stop") + b"data: [DONE]\n\n"
 CHANNELS = st.sampled_from(["content", "reasoning_content", "refusal", "arguments", "vendor"])
 WORDS = st.text(f"{BAD} x", max_size=6)
 
@@ -217,6 +251,7 @@ def delta(channel: str, text: str) -> Json:
     st.integers(1, 9),
     st.integers(1, 9),
 )
+@example([[("reasoning_content", "B"), ("content", "A"), ("reasoning_content", "AD")]], [], 1, 1)
 def test_no_banned_byte_leaves(
     tmp_path: Path, talks: Any, ends: Any, window: int, hold: int
 ) -> None:
@@ -317,7 +352,7 @@ def test_bodies_and_requests_have_limits(tmp_path: Path) -> None:
             await gate.wait()
             return httpx.Response(200, content=json.dumps(completion({"content": "fine"})))
 
-        async with client(slow, policy, in_flight=2) as caller:  # type: ignore[arg-type]  # httpx takes both
+        async with client(slow, policy, in_flight=2) as caller:
             calls = [
                 asyncio.ensure_future(caller.post("chat/completions", json=ASK)) for _ in "abc"
             ]

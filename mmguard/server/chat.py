@@ -171,7 +171,7 @@ async def merge(feed: Feed, speeches: list[Speech], policy: Policy) -> AsyncGene
     """What the choices send, as it comes. The upstream is left when none needs it any more."""
     queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
     tasks = [asyncio.ensure_future(pour(speech, policy, queue)) for speech in speeches]
-    reading = feed.start()
+    feed.start()
     try:
         for _ in speeches:
             while (item := await queue.get()) is not None:
@@ -180,9 +180,10 @@ async def merge(feed: Feed, speeches: list[Speech], policy: Policy) -> AsyncGene
                 if item:
                     yield item
     finally:
-        for task in (*tasks, reading):
+        feed.exchange.leave()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, reading, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def pour(

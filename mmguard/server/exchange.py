@@ -32,6 +32,8 @@ class Exchange:
         self.choices = wire.count(body)
         self.answer: asyncio.Task[tuple[bytes, wire.Json]] | None = None
         self.wanted = asyncio.Event()
+        self.reading: asyncio.Task[None] | None = None
+        self.readers = self.choices
 
     async def whole(self) -> tuple[bytes, wire.Json]:
         """The upstream's completion as it came, and read. Raises `ModelError` as it refused."""
@@ -58,8 +60,15 @@ class Exchange:
 
     def leave(self) -> None:
         """Nobody waits any more."""
-        if self.answer is not None:
-            self.answer.cancel()
+        for task in (self.answer, self.reading):
+            if task is not None:
+                task.cancel()
+
+    def left(self) -> None:
+        """One choice needs no more of the stream; after the last one the upstream may stop."""
+        self.readers -= 1
+        if not self.readers:
+            self.leave()
 
     def model(self) -> OpenAIModel:
         """The upstream under the name that the caller asked for."""
@@ -100,14 +109,17 @@ class Branch:
         """What this choice says, as the feed brings it."""
         self.exchange.wanted.set()
         finish = ""
-        while (item := await self.queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            raw, choice = item
-            finish = choice.get("finish_reason") or finish
-            delta = choice.get("delta")
-            if piece := self.ledger.add(raw, delta if isinstance(delta, Mapping) else {}):
-                yield piece
+        try:
+            while (item := await self.queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                raw, choice = item
+                finish = choice.get("finish_reason") or finish
+                delta = choice.get("delta")
+                if piece := self.ledger.add(raw, delta if isinstance(delta, Mapping) else {}):
+                    yield piece
+        finally:
+            self.exchange.left()
         if not finish:
             raise ModelError("the stream ended before its answer did")
         yield Reply(self.ledger.text, finish)
@@ -133,9 +145,9 @@ class Feed:
         self.first: wire.Json = {}
         self.asides: list[tuple[bytes, wire.Json]] = []
 
-    def start(self) -> asyncio.Task[None]:
+    def start(self) -> None:
         """The upstream is asked when a choice first reads: a refused request never reaches it."""
-        return asyncio.ensure_future(self.run())
+        self.exchange.reading = asyncio.ensure_future(self.run())
 
     async def run(self) -> None:
         """Reads to the end; whatever goes wrong goes to every choice."""

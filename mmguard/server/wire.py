@@ -69,19 +69,32 @@ def strings(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
             yield from strings((*path, str(place)), inner)
 
 
+# How much of a field is said again where its text goes on after another's.
+TAIL = 200
+
+
 class Spoken:
-    """The text of one choice as it grows: what its fields say, a line break between fields."""
+    """The text of one choice as it grows: what its fields say, a line break between fields.
+
+    Where a field goes on after another came between, its end is said again, so that nothing
+    hides by being split between turns.
+    """
 
     def __init__(self) -> None:
         self.last: tuple[str, ...] | None = None
+        self.tails: dict[tuple[str, ...], str] = {}
 
     def add(self, message: Mapping[str, Any]) -> str:
         """What this message or delta adds to the text."""
-        pieces = []
-        for path, text in said(message):
-            pieces.append(text if self.last in (None, path) else f"\n{text}")
-            self.last = path
-        return "".join(pieces)
+        return "".join([self.turn(path) + self.keep(path, text) for path, text in said(message)])
+
+    def turn(self, path: tuple[str, ...]) -> str:
+        last, self.last = self.last, path
+        return "" if last in (None, path) else f"\n{self.tails.get(path, '')}"
+
+    def keep(self, path: tuple[str, ...], text: str) -> str:
+        self.tails[path] = (self.tails.get(path, "") + text)[-TAIL:]
+        return text
 
 
 def text_of(message: Mapping[str, Any]) -> str:
