@@ -5,6 +5,7 @@ A block is never an exception: it is a `Guarded` value.
     MmguardError
     ├── InputError        the caller: fix the request
     │   └── ImageError    ... a picture of it
+    │       └── OversizeError  ... that has too many bytes, pixels, frames or scans
     ├── PolicyError       whoever wrote the policy file
     ├── UnknownName       whoever wrote the name of a detector, model, step or policy
     ├── BundleError       whoever ships the bundle: do not trust its scores
@@ -32,6 +33,10 @@ class InputError(MmguardError, ValueError):
 
 class ImageError(InputError):
     """A picture that cannot, or must not, be decoded."""
+
+
+class OversizeError(ImageError):
+    """A picture beyond a limit of bytes, pixels, frames or scans: HTTP calls it 413."""
 
 
 class PolicyError(MmguardError, ValueError):
