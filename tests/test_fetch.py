@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 import httpx
@@ -107,6 +107,17 @@ def test_a_loopback_server_is_reached_by_address_and_asked_by_name() -> None:
         assert near(site) == Image(RED)
     assert site.heads[0].startswith("GET /a.png HTTP/1.1\r\n")
     assert f"\r\nhost: a.test:{site.port}\r\n" in site.heads[0].lower()
+
+
+def test_the_resolver_of_the_system() -> None:
+    inner = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+    with serve(lambda path: whole(RED)) as site:
+        rules = Rules(hosts=("localhost",), schemes=("http",), ports=(site.port,), private=inner)
+        url = f"http://localhost:{site.port}/"
+        assert asyncio.run(fetch(url, rules)).data == RED
+        with pytest.raises(ImageError, match="public address"):
+            asyncio.run(fetch(url, rules.model_copy(update={"private": ()})))
+    assert len(site.heads) == 1
 
 
 INNER = [
