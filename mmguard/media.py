@@ -51,26 +51,27 @@ class Limits:
 def load_image(source: Any, fetch: Fetch | None = None) -> Image:
     """A picture from a path, bytes, data URI, URL, array or PIL picture.
 
-    Raises `ImageError` for what is missing, cut short, too large or no picture. `fetch`
-    gets the bytes of http(s) URLs; by default `media.fetch`.
+    Raises `ImageError` for what is missing, cut short, too large or no picture. A given
+    `fetch` gets every address that is no data URI, paths too: what strangers send must not
+    name files here. By default `media.fetch` gets http(s) URLs, and paths are read.
     """
     if isinstance(source, Image):
         return source
     if isinstance(source, bytes | bytearray | memoryview):
         return check(bytes(source), "the given bytes")
     if isinstance(source, str):
-        return check(resolve(source, fetch or globals()["fetch"]), shorten(source))
+        return check(resolve(source, fetch), shorten(source))
     if isinstance(source, os.PathLike):
         return check(read(Path(source)), str(source))
     return check(encode(source), "the given picture")
 
 
-def resolve(source: str, fetch: Fetch) -> bytes:
+def resolve(source: str, given: Fetch | None) -> bytes:
     scheme = source[:8].lower()
     if scheme.startswith("data:"):
         return parse_uri(source)
-    if scheme.startswith(("http://", "https://")):
-        return fetch(source)
+    if given or scheme.startswith(("http://", "https://")):
+        return (given or fetch)(source)
     if scheme.startswith("file://"):
         return read(Path(url2pathname(urlsplit(source).path)))
     return read(Path(source))

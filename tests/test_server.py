@@ -23,7 +23,7 @@ from tests.upstream import (
     streamed,
     write_policy,
 )
-from tests.world import BAD
+from tests.world import BAD, png
 
 ASK = {"model": "up", "messages": [{"role": "user", "content": "what is this?"}]}
 BLOCK: Json = {"refusals": {"cut": "<cut>"}}
@@ -338,6 +338,17 @@ def test_bad_bodies_are_told_what_to_fix(content: bytes, told: str, tmp_path: Pa
     answer = asyncio.run(call())
     assert answer.status_code == 400
     assert told in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("key", ["image_url", "path", "image"])
+def test_no_caller_names_a_file_of_the_sidecar_s(scheme: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "own.png").write_bytes(png())
+    part = {"type": "image_url", key: f"{scheme}{tmp_path / 'own.png'}"}
+    asked = {**ASK, "messages": [{"role": "user", "content": [part]}]}
+    answer = post(says({"content": "seen"}), write_policy(tmp_path), asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_image"
 
 
 def test_bodies_and_requests_have_limits(tmp_path: Path) -> None:

@@ -105,4 +105,4 @@ class Sidecar:
 
 
 def no_fetch(url: str) -> bytes:
-    raise ImageError("pictures by URL are not fetched here: send them as data URIs")
+    raise ImageError("pictures by URL or path are not fetched here: send them as data URIs")
