@@ -51,7 +51,7 @@ async def answered(sidecar: Sidecar, call: Call) -> Response:
     """One request, whole or streamed."""
     policy = sidecar.policy(call)
     body = await sidecar.read(call)
-    exchange = sidecar.exchange(call, body)
+    exchange = await sidecar.exchange(call, body)
     if body.get("stream") is True:
         return await streamed(sidecar, exchange, policy)
     async with sidecar.room():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mmguard.errors import InputError, MmguardError, ModelError
+from mmguard.errors import ImageError, InputError, MmguardError, ModelError, OversizeError
 from mmguard.server import wire
 from mmguard.types import Guarded
 
@@ -32,11 +32,21 @@ def demand(guarded: Guarded) -> None:
         raise Refused(503, "guard_unavailable", told, wait="5")
 
 
+def picture_error(exc: ImageError) -> wire.Json:
+    return wire.error(str(exc), "invalid_request_error", "invalid_image", "messages")
+
+
 def tell(exc: Exception) -> tuple[int, Any, dict[str, str]]:
     """Status, body and headers of a failure."""
     match exc:
         case Refused():
             return exc.status, exc.body, {"retry-after": exc.wait} if exc.wait else {}
+        case OversizeError():
+            return 413, picture_error(exc), {}
+        case ImageError():
+            for note in getattr(exc, "__notes__", ()):
+                log.warning("a picture was refused: %s", note)
+            return 400, picture_error(exc), {}
         case InputError():
             return 400, wire.error(str(exc), "invalid_request_error"), {}
         case ModelError(status=int(status), body=body) if body and status >= 400:

@@ -17,8 +17,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from mmguard.errors import InputError
 from mmguard.fields import Strict, contradict
+from mmguard.server.fetch import Rules
 
 PREFIX = "MMGUARD_"
+# Fields that one line cannot hold: they stand in the file.
+NESTED = ("keys", "pictures")
 
 
 class Key(Strict):
@@ -34,7 +37,8 @@ class Settings(Strict):
     `upstream` is a server's URL, up to and with `/v1`; or else `model` is one of this process:
     `embedded`, or a HuggingFace folder or hub name. Without `upstream_key` the caller's
     own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
-    bears one, and never go on. Times are in seconds, sizes in MiB.
+    bears one, and never go on. A request has at most `images` pictures; `pictures` says from
+    where. Times are in seconds, sizes in MiB.
     """
 
     upstream: str | None = None
@@ -49,6 +53,8 @@ class Settings(Strict):
     heartbeat: Annotated[float, Field(gt=0)] = 15
     body_mib: Annotated[float, Field(gt=0)] = 64
     in_flight: Annotated[int, Field(ge=1)] = 256
+    images: Annotated[int, Field(ge=0)] = 32
+    pictures: Rules = Rules()
     refusal_in_content: bool = True
 
     @model_validator(mode="after")
@@ -72,7 +78,7 @@ def load_settings(
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if path:
         layers.append((str(path), read_file(path)))
-    known = {PREFIX + name.upper(): name for name in Settings.model_fields if name != "keys"}
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields if name not in NESTED}
     named = {field: environment[name] for name, field in known.items() if environment.get(name)}
     layers += [("the environment", named), ("the flags", flags)]
     values: dict[str, Any] = {}

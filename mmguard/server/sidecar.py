@@ -16,8 +16,10 @@ from mmguard.runtime import Concurrent, Local, connect
 from mmguard.server import wire
 from mmguard.server.exchange import Exchange
 from mmguard.server.failures import Refused
+from mmguard.server.fetch import fetch
+from mmguard.server.intake import inline
 from mmguard.server.settings import Settings
-from mmguard.types import Detector
+from mmguard.types import Detector, Image
 
 
 class Sidecar:
@@ -92,17 +94,17 @@ class Sidecar:
                 raise Refused(413, "invalid_request_error", told, code="body_too_large")
         return wire.load(bytes(data))
 
-    def exchange(self, call: Call, body: wire.Json) -> Exchange:
+    async def exchange(self, call: Call, body: wire.Json) -> Exchange:
+        """The body as values, its pictures fetched and inlined."""
         wire.count(body)
         options = {name: value for name, value in body.items() if name != "messages"}
-        try:
-            request = messages.parse(body.get("messages"), options, fetch=no_fetch)
-        except ImageError as exc:
-            raise Refused(
-                400, "invalid_request_error", str(exc), code="invalid_image", param="messages"
-            ) from exc
-        return Exchange(self.forward(call), body, request)
+        sent, seen = await inline(body.get("messages"), self.fetch, self.settings.images)
+        request = messages.parse(seen, options, fetch=refuse_path)
+        return Exchange(self.forward(call), {**body, "messages": sent}, request)
+
+    async def fetch(self, url: str) -> Image:
+        return await fetch(url, self.settings.pictures)
 
 
-def no_fetch(url: str) -> bytes:
-    raise ImageError("pictures by URL or path are not fetched here: send them as data URIs")
+def refuse_path(url: str) -> bytes:
+    raise ImageError("name a picture by a data URI or URL in image_url.url")
