@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from mmguard.models.scripted import ScriptedModel
 from mmguard.server.app import make_app
 from mmguard.server.local import ModelTransport
 from mmguard.server.settings import Key, Settings, load_settings
+from mmguard.server.sidecar import Sidecar
 from mmguard.types import AnyRequest
 from tests.upstream import detector, write_policy
 from tests.world import BAD, words
@@ -130,3 +136,67 @@ def test_the_command_tells_what_is_missing() -> None:
     done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "name an upstream" in done.stderr
+
+
+# -- new policies -------------------------------------------------------------
+
+
+def test_policies_are_read_again_all_or_none(tmp_path: Path) -> None:
+    path = write_policy(tmp_path)
+    settings = Settings(upstream="http://x/v1", policy=str(path))
+    sidecar = Sidecar(settings, {"harm": detector()})
+    first = sidecar.policies[str(path)]
+    path.write_text("output: nonsense\n")
+    assert not sidecar.reload()
+    assert sidecar.policies == {str(path): first}
+    write_policy(tmp_path, refusals={"default": "No."})
+    assert sidecar.reload()
+    assert sidecar.policies[str(path)].refusal("") == "No."
+
+
+def test_a_running_sidecar_reads_them_at_a_signal(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("extends: balanced\n")
+    run = [sys.executable, "-m", "mmguard", "serve", "--upstream", "http://127.0.0.1:9/v1"]
+    with (
+        free_port() as port,
+        running([*run, "--policy", str(path), "--port", str(port)]) as process,
+    ):
+        tags = []
+        for text in ("", "on_error: repair\n"):
+            path.write_text(f"extends: balanced\n{text}")
+            if text:
+                process.send_signal(signal.SIGHUP)
+            tags.append(wait_for(f"http://127.0.0.1:{port}/readyz", tags))
+        process.terminate()
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    assert tags[0] != tags[1]
+
+
+@contextmanager
+def free_port() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield port
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(url: str, old: list[Any]) -> Any:
+    """The policies' tags, once they differ from the old ones."""
+    for _ in range(300):
+        with suppress(httpx.HTTPError):
+            tags = httpx.get(url).json()["policies"]
+            if tags not in old:
+                return tags
+        time.sleep(0.1)
+    raise TimeoutError(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from fastapi import Request as Call
 
 from mmguard import messages
-from mmguard.errors import ImageError
+from mmguard.errors import ImageError, MmguardError
 from mmguard.models.openai import OpenAIModel
 from mmguard.policy import Policy, load_policy
 from mmguard.runtime import Concurrent, Local, connect
@@ -20,6 +21,8 @@ from mmguard.server.fetch import fetch
 from mmguard.server.intake import inline
 from mmguard.server.settings import Settings
 from mmguard.types import Detector, Image
+
+log = logging.getLogger("mmguard.server")
 
 
 class Sidecar:
@@ -36,18 +39,29 @@ class Sidecar:
             timeout=settings.timeout,
             **http,
         )
-        self.policies: dict[str, Policy] = {}
         self.detectors: dict[str, Detector] = dict(detectors or {})
-        for name in {settings.policy, *(k.policy for k in settings.keys.values() if k.policy)}:
-            self.load(name)
+        self.policies = self.load()
         self.scoring = Concurrent(Local({}, self.detectors, timeout=settings.detector_timeout))
         self.flying = 0
 
-    def load(self, name: str) -> None:
-        """Bind a policy; its detectors prove their canaries as they load."""
-        bound, local = connect(load_policy(name), {"target": self.upstream}, self.detectors)
-        self.policies[name] = bound
-        self.detectors.update(local.detectors)
+    def load(self) -> dict[str, Policy]:
+        """All policies, bound; their detectors prove their canaries as they load."""
+        settings, found = self.settings, {}
+        for name in {settings.policy, *(k.policy for k in settings.keys.values() if k.policy)}:
+            bound, local = connect(load_policy(name), {"target": self.upstream}, self.detectors)
+            found[name] = bound
+            self.detectors.update(local.detectors)
+        return found
+
+    def reload(self) -> bool:
+        """Every policy file again, all of them or none; requests under way keep theirs."""
+        try:
+            self.policies = self.load()
+        except MmguardError as exc:
+            log.error("policies stay as they were: %s", exc)
+            return False
+        log.info("policies: %s", ", ".join(sorted(p.tag for p in self.policies.values())))
+        return True
 
     def policy(self, call: Call) -> Policy:
         """Whose request this is, and so under which policy."""
