@@ -162,7 +162,7 @@ def test_a_running_sidecar_reads_them_at_a_signal(tmp_path: Path) -> None:
         free_port() as port,
         running([*run, "--policy", str(path), "--port", str(port)]) as process,
     ):
-        tags = []
+        tags: list[Any] = []
         for text in ("", "on_error: repair\n"):
             path.write_text(f"extends: balanced\n{text}")
             if text:
