@@ -19,8 +19,11 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from mmguard.bundles import load_detector
 from mmguard.detect.encoder import EncoderDetector, Parts, Scale
-from mmguard.detect.windows import Shape
+from mmguard.detect.linear import BITS, Head, fold, hash_words
+from mmguard.detect.windows import Shape, Window
+from mmguard.detect.wording import Wording
 from mmguard.errors import BundleError
+from mmguard.train.linear import pack
 from mmguard.types import Finding, Sample
 from tests.world import ask
 
@@ -50,10 +53,24 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def make(threads: int = 1, margin: float = 0.0, **scales: Scale) -> EncoderDetector:
+def make(
+    threads: int = 1, margin: float = 0.0, wording: Wording | None = None, **scales: Scale
+) -> EncoderDetector:
     shape = Shape(window=16, request=4, overlap=2, start=2, end=3)
-    parts = Parts(tokenizer(), HEADS, shape, scales, margin)
+    parts = Parts(tokenizer(), HEADS, shape, scales, margin, wording)
     return EncoderDetector("fake", {"medium": 0.5}, Session(), parts, threads)
+
+
+def head(word: str, salt: int) -> Head:
+    """A linear head that knows one word: its logit is 14 for it alone, -2 without it."""
+    weights = np.zeros(1 << BITS, np.float32)
+    weights[fold(hash_words(word, salt)[0])] = 16.0
+    return Head(weights, -2.0, 1.0, 0.0)
+
+
+def wording(share: float) -> Wording:
+    """One that minds "worse" in an answer and "good" in a request, which the network does not."""
+    return Wording({"answer": head("worse", 17), "request": head("good", 11)}, share)
 
 
 def find(detector: EncoderDetector, query: str, reply: str | None) -> Finding:
@@ -89,6 +106,50 @@ def test_later_windows_must_be_surer() -> None:
     assert find(detector, "how", "good " * 50).score == Scale()(-4.0)
     hidden = base64.b64encode(b"this is a bad text about it").decode()
     assert find(detector, "how", f"good {hidden}").score == Scale()(4.0)
+
+
+def logit(score: float) -> float:
+    return float(np.log(score / (1 - score)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_words_have_their_share(share: float) -> None:
+    detector = make(wording=wording(share))
+    for query, reply, network, words in (
+        ("how", "good", -4.0, -2.0),
+        ("how", "worse", -4.0, 14.0),
+        ("worse", "good", -4.0, -2.0),
+        ("how", None, 4.0, -2.0),
+        ("good", None, -4.0, 14.0),
+        ("", "", -4.0, -2.0),
+    ):
+        wanted = (1 - share) * network + share * words
+        assert logit(find(detector, query, reply).score) == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("place", [0, 13, 400, 2999])
+def test_words_anywhere_are_found(place: int) -> None:
+    detector, words = make(wording=wording(1.0)), ["good"] * 3000
+    assert find(detector, "how", " ".join(words)).score < 0.5
+    words[place] = "worse"
+    assert find(detector, "how", " ".join(words)).score > 0.5
+    hidden = base64.b64encode(b"this text is worse").decode()
+    assert find(detector, "how", f"good {hidden}").score > 0.5
+
+
+def test_a_stream_reads_each_windows_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, read = make(wording=wording(0.5)), 0
+    real = Wording.read
+
+    def count(self: Wording, window: Window, words: Tokenizer) -> float:
+        nonlocal read
+        read += 1
+        return real(self, window, words)
+
+    monkeypatch.setattr(Wording, "read", count)
+    for end in range(1, 301):
+        find(detector, "how", "good " * end)
+    assert read == len(detector.session.seen) <= 300
 
 
 def test_the_start_decides_what_is_a_refusal() -> None:
@@ -146,9 +207,10 @@ ROWS = st.lists(
 @settings(deadline=None)
 def test_batch_equals_one_by_one(rows: Sequence[tuple[str, str | None]]) -> None:
     samples = [Sample(ask(query), reply) for query, reply in rows]
-    together = make().score(samples)
-    assert together == [make().score([sample])[0] for sample in samples]
-    assert together == make(3).score(samples)
+    both = wording(0.5)
+    together = make(wording=both).score(samples)
+    assert together == [make(wording=both).score([sample])[0] for sample in samples]
+    assert together == make(3, wording=both).score(samples)
 
 
 def test_threads_work_at_once() -> None:
@@ -172,14 +234,16 @@ def test_scales_make_probabilities() -> None:
     assert find(detector, "how", "good").score == pytest.approx(1 / (1 + np.exp(1.0)))
 
 
-def write_bundle(folder: Path, **changes: Any) -> Path:
+def write_bundle(folder: Path, linear: bytes = b"", **changes: Any) -> Path:
     settings = {
+        "share": 0.5,
         "heads": list(HEADS),
         "shape": {"window": 16, "request": 4, "overlap": 2, "start": 2, "end": 3},
         "scales": {"answer": {"slope": 1.0, "shift": 0.0}},
         "margin": 0.0,
     }
     files = {"model.onnx": b"no model", "tokenizer.json": tokenizer().to_str().encode()}
+    files |= {"linear.npz": linear} if linear else {}
     for name, data in files.items():
         (folder / name).write_bytes(data)
     manifest = {
@@ -208,6 +272,27 @@ def test_missing_settings_are_named(tmp_path: Path, name: str) -> None:
     del manifest["settings"][name]
     (tmp_path / "detector.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(BundleError, match=name):
+        load_detector(tmp_path)
+
+
+def test_a_broken_linear_model_does_not_load(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"linear\.npz is not of this kind"):
+        load_detector(write_bundle(tmp_path, b"no model"))
+    (tmp_path / "linear.npz").write_bytes(b"another")
+    with pytest.raises(BundleError, match="not the ones that were measured"):
+        load_detector(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [(None, "share"), (1.5, "not from 0 to 1"), (float("nan"), "from 0 to 1")]
+)
+def test_a_linear_model_needs_its_share(tmp_path: Path, share: float | None, told: str) -> None:
+    write_bundle(tmp_path, pack(wording(0.5).heads))
+    manifest = yaml.safe_load((tmp_path / "detector.yaml").read_text())
+    del manifest["settings"]["share"]
+    manifest["settings"] |= {} if share is None else {"share": share}
+    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(BundleError, match=told):
         load_detector(tmp_path)
 
 

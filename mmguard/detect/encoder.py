@@ -3,7 +3,8 @@
 One pass gives p(answer is harmful), p(request is harmful), p(answer is a refusal) and the
 hazards. Long answers are read in overlapping windows and the worst counts. Every window is
 run by itself: dynamic quantisation looks at a whole batch, so a batch would make an answer's
-score depend on its neighbours, and on a CPU it would save nothing.
+score depend on its neighbours, and on a CPU it would save nothing. A linear model may read
+each window too and have a share in its logit: it knows words where the network knows meaning.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from mmguard.detect.windows import Shape, Window, clean, decoded
+from mmguard.detect.wording import Wording, read_wording
 from mmguard.errors import BundleError
 from mmguard.types import Finding, Sample
 
@@ -62,6 +64,7 @@ class Parts:
     shape: Shape = field(default_factory=Shape)
     scales: Mapping[str, Scale] = field(default_factory=dict)
     margin: float = 0.0
+    wording: Wording | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, cleaned, without special tokens."""
@@ -78,6 +81,13 @@ class Parts:
         hidden = decoded(sample.reply)
         more = self.shape.pair(asked, self.encode(hidden)) if hidden else []
         return self.shape.pair(asked, self.encode(sample.reply)) + more
+
+    def weigh(self, head: int, window: Window, logits: Logits) -> float:
+        """What a window's logit of a head counts for; the wording's is the last."""
+        found = float(logits[head])
+        if self.wording is not None:
+            found = self.wording.blend(found, float(logits[-1]))
+        return found - self.margin * (not window.first)
 
 
 class Scores:
@@ -140,6 +150,7 @@ class EncoderDetector:
         return {key: logits for key, logits in found.items() if logits is not None}
 
     def run(self, window: Window) -> Logits:
+        """The heads' logits, and the wording's after them if there is one."""
         import numpy as np
 
         fed = {
@@ -147,11 +158,13 @@ class EncoderDetector:
             "token_type_ids": np.array([window.types], np.int64),
         }
         logits: Logits = self.session.run(None, fed)[0][0]
-        return logits
+        if (wording := self.parts.wording) is None:
+            return logits
+        return np.append(logits, np.float32(wording.read(window, self.parts.tokenizer)))
 
     def find(self, sample: Sample, read: Sequence[tuple[Window, Logits]]) -> Finding:
         head = self.parts.heads.index("request" if sample.reply is None else "answer")
-        weighed = [float(found[head]) - self.parts.margin * (not w.first) for w, found in read]
+        weighed = [self.parts.weigh(head, window, found) for window, found in read]
         worst = read[weighed.index(max(weighed))][1]
         score = self.scale(head, max(weighed))
         refused = sample.reply is not None and self.refusal(read[0][1]) >= 0.5
@@ -224,7 +237,8 @@ def read_parts(bundle: Bundle) -> Parts:
         tokenizer = Tokenizer.from_str(bundle.read("tokenizer.json").decode())
         scales = {name: Scale(**value) for name, value in settings["scales"].items()}
         shape, margin = Shape(**settings["shape"]), float(settings["margin"])
-        return Parts(tokenizer, tuple(settings["heads"]), shape, scales, margin)
+        heads = tuple(settings["heads"])
+        return Parts(tokenizer, heads, shape, scales, margin, read_wording(bundle))
     except BundleError:
         raise
     except Exception as exc:

@@ -8,6 +8,7 @@ cannot hide behind a long harmless beginning.
 from __future__ import annotations
 
 import io
+import math
 import re
 import unicodedata
 import zlib
@@ -45,13 +46,15 @@ class Head:
 
     def score(self, fields: Sequence[Hashes]) -> float:
         """p(harmful) of one text, given the hashes of each of its fields."""
-        import numpy as np
+        return 1 / (1 + math.exp(-self.logit(fields)))
 
-        logit = self.bias
+    def logit(self, fields: Sequence[Hashes]) -> float:
+        """The calibrated logit of that, from -30 to 30."""
+        raw = self.bias
         for hashes in fields:
             if len(hashes):
-                logit += float(self.weights[hashes].sum()) / float(np.sqrt(len(hashes)))
-        return float(1 / (1 + np.exp(-np.clip(self.scale * logit + self.shift, -30, 30))))
+                raw += float(self.weights[hashes].sum()) / math.sqrt(len(hashes))
+        return max(-30.0, min(30.0, self.scale * raw + self.shift))
 
 
 def clean(text: str) -> str:
@@ -139,16 +142,14 @@ class LinearDetector:
         return Finding(self.name, score, "harmful" if score >= 0.5 else "safe", chars=seen)
 
 
-def read_heads(bundle: Bundle) -> dict[str, Head]:
+def read_heads(bundle: Bundle, file: str = "weights.npz") -> dict[str, Head]:
     import numpy as np
 
     try:
-        stored: Any = np.load(io.BytesIO(bundle.read("weights.npz")), allow_pickle=False)
+        stored: Any = np.load(io.BytesIO(bundle.read(file)), allow_pickle=False)
         heads = {name: read_head(stored, name) for name in ("answer", "request")}
     except (KeyError, ValueError, OSError) as exc:
-        raise BundleError(
-            f"bundle {bundle.name!r}: weights.npz is not of this kind: {exc}"
-        ) from exc
+        raise BundleError(f"bundle {bundle.name!r}: {file} is not of this kind: {exc}") from exc
     if any(head.weights.shape != (1 << BITS,) for head in heads.values()):
         raise BundleError(f"bundle {bundle.name!r}: its tables must have {1 << BITS} weights")
     return heads
