@@ -20,14 +20,15 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertModel
 
 from mmguard.bundles import load_detector
+from mmguard.detect.encoder import EncoderDetector
 from mmguard.detect.windows import Window
 from mmguard.errors import InputError
 from mmguard.train.augment import dressed, undressed, vary
 from mmguard.train.encoder import Stages, gather, soup, train_encoder
 from mmguard.train.export import export, write_full
-from mmguard.train.made import Source, compose, cross, make, refuse, shorten, taint
+from mmguard.train.made import Source, compose, cross, depict, make, refuse, shorten, taint
 from mmguard.train.measure import load_rows, measure
-from mmguard.train.mix import Example, bare, contrasts, example, examples, hazards
+from mmguard.train.mix import Example, bare, contrasts, example, examples, hazards, one_pass
 from mmguard.train.network import (
     HEADS,
     Network,
@@ -199,7 +200,8 @@ def test_style_keeps_the_words(words: list[str], seed: int) -> None:
 def source() -> Source:
     rows = [make_row(i, True, "gptfuzz_train") for i in range(20)]
     rows += [make_row(i, False, "benign_instruct") for i in range(20)]
-    return Source(examples(rows))
+    seen = {"prompt": "Why?", "source": "vlsbench", "meta": {"image_desc": "A burglar."}}
+    return Source(examples([*rows, {**seen, "prompt_harm": 1}]))
 
 
 @given(st.integers(0, 10**6))
@@ -213,6 +215,9 @@ def test_made_examples_are_what_they_say(source: Source, seed: int) -> None:
     tainted = taint(source, draw)
     assert tainted.answer == 1
     assert len((tainted.reply or "").split("\n\n")) > 1
+    shown = depict(source, draw)
+    assert "A burglar." in (shown.reply or "")
+    assert shown.answer == any(text[:40] in (shown.reply or "") for text in HARM)
     crossed = cross(source, draw)
     assert crossed.request is not None
     assert crossed.request + (crossed.answer or 0.0) == 1
@@ -227,6 +232,15 @@ def test_what_lacks_parts_is_not_made() -> None:
     assert make(examples([make_row(0, False)]), Random(0)) == []
     pool = examples([make_row(i, True) for i in range(40)])
     assert {e.refusal for e in make(pool, Random(0))} == {1.0}
+
+
+def test_hard_ones_come_oftener() -> None:
+    easy = Example("p", "r", answer=0.0, request=0.0)
+    hard = Example("p", "r", answer=0.0, request=1.0)
+    pictured = Example("p", "r", answer=0.0, source="msts_en_mm")
+    harmful = Example("p", "r", answer=1.0, request=1.0)
+    drawn = one_pass([easy, hard, pictured, harmful], Random(0), {}, hard=3.0)
+    assert [drawn.count(e) for e in (easy, hard, pictured, harmful)] == [1, 3, 3, 1]
 
 
 def test_short_answers() -> None:
@@ -337,7 +351,7 @@ def train(base: str, data: tuple[Path, Path], out: Path, stop: int = 10**9) -> d
         if len(steps) > stop:
             raise Stopped
 
-    stages = Stages(base, out.with_name(f"{out.name}.work"), 4, 1, rate=4e-3, tick=tick)
+    stages = Stages(base, out.with_name(f"{out.name}.work"), 4, (2, 1), rate=4e-3, tick=tick)
     result = train_encoder([data[0]], data[1], out, stages)
     return {**result, "ticks": len(steps)}
 
@@ -353,10 +367,14 @@ def trained(
 def test_a_bundle_comes_out(data: tuple[Path, Path], trained: tuple[Path, dict[str, Any]]) -> None:
     out, result = trained
     detector = load_detector(out)
+    assert isinstance(detector, EncoderDetector)
     told = measure(detector, load_rows(data[1]))
     assert {key: result[key] for key in told} == told
     assert result["answer"]["auroc"] > 0.9
     assert detector.thresholds["low"] >= detector.thresholds["medium"]
+    assert (out / "linear.npz").is_file()
+    assert detector.parts.wording is not None
+    assert 0 <= detector.parts.wording.share <= 1
     card = (out / "CARD.md").read_text(encoding="utf-8")
     assert "| made | 640 | CC0-1.0 |" in card
     early = HARM[0] + " Paris is a city." * 300

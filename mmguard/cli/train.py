@@ -44,8 +44,11 @@ def encoder(
     work: Annotated[
         Path | None, typer.Option(help="Checkpoints go here (default: OUT.work).")
     ] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the student that is shipped.")] = 6,
-    passes: Annotated[int, typer.Option(help="Times that each stage sees the data.")] = 1,
+    layers: Annotated[
+        list[int] | None,
+        typer.Option(help="Layers of each student in turn (default: one of 6); the last ships."),
+    ] = None,
+    passes: Annotated[float, typer.Option(help="Times that each stage sees the data.")] = 1.0,
     rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 8e-5,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
     seed: int = 0,
@@ -63,7 +66,7 @@ def encoder(
             progress.update(tasks[stage], completed=step, description=f"{stage}, loss {loss:.3f}")
 
         folder = work or to.with_name(f"{to.name}.work")
-        stages = Stages(base, folder, passes, layers, rate, seed, device, tick)
+        stages = Stages(base, folder, passes, tuple(layers or (6,)), rate, seed, device, tick)
         result = train_encoder(data, dev, to, stages)
     if as_json:
         show(result)

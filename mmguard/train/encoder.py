@@ -1,8 +1,8 @@
-"""The recipe of the encoder detector, from rows of data to a network; resumable.
+"""The recipe of the encoder detector, from rows of data to a bundle; resumable.
 
-Members are trained from different seeds and averaged. The average teaches a student, which
-may have fewer layers: it learns from the labels, and from what its teacher says where there
-are none.
+Members are trained from different seeds and averaged. The average teaches students, each cut
+from the one before to fewer layers: they learn from the labels, and from what their teacher
+says where there are none. A linear model of the same rows goes beside the last of them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from typing import Any
 import torch
 
 from mmguard.bundles import prove
-from mmguard.detect.encoder import Parts
+from mmguard.detect.encoder import EncoderDetector, Parts
 from mmguard.detect.windows import Shape
+from mmguard.detect.wording import FILE, Wording
 from mmguard.errors import InputError
 from mmguard.train.export import export
 from mmguard.train.fit import Batch, Encode, Recipe, Run, fit, key_of, plan
+from mmguard.train.linear import fit_heads, pack
 from mmguard.train.made import make
 from mmguard.train.measure import load_rows
-from mmguard.train.mix import Contrast, Example, Row, bare, contrasts, examples
+from mmguard.train.mix import LEFT_OUT, Contrast, Example, Row, bare, contrasts, examples
 from mmguard.train.network import HEADS, Network, keep_layers, load_network
 from mmguard.train.pack import CANARY, calibrate, judge, manifest, split, write
 from mmguard.train.report import describe, tally
 
+# A student of a student has learnt most already: its part of a pass, and how much oftener it
+# sees harmless answers to alarming requests.
+AGAIN, HARD = 0.45, 1.5
 Tick = Callable[[str, int, int, float], object]
 
 
@@ -46,13 +51,14 @@ class Stages:
     """How a network comes about, and the folder of its unfinished work.
 
     `base` is the folder or hub name of a BERT checkpoint with a `tokenizer.json`; `layers`
-    are the student's; every stage passes `passes` times over the data.
+    are those of the students in turn, of which the last is the outcome; every stage passes
+    `passes` times over the data.
     """
 
     base: str
     work: Path
-    passes: int = 1
-    layers: int = 6
+    passes: float = 1.0
+    layers: tuple[int, ...] = (6,)
     rate: float = 8e-5
     seed: int = 0
     device: str = "cpu"
@@ -63,11 +69,11 @@ class Stages:
         """Two that differ, since their mean is then better than either: one learns no contrast."""
         return self.recipe(0), replace(self.recipe(1), pairs=0.0)
 
-    @property
-    def student(self) -> Recipe:
+    def student(self, number: int) -> Recipe:
         # The teacher has seen little chit-chat and few answers about pictures that alarm.
         times = (("diasafety_train", 0.8), ("msts_en_mm", 2.0), ("msts_en_text", 2.0))
-        return replace(self.recipe(2), later=0.5, times=times)
+        found = replace(self.recipe(2 + number), later=0.5, times=times)
+        return replace(found, passes=found.passes * AGAIN, hard=HARD) if number else found
 
     def recipe(self, number: int) -> Recipe:
         shape = Shape(window=176)
@@ -85,15 +91,18 @@ def gather(rows: Sequence[Row], seed: int = 0) -> Corpus:
 
 
 def train_network(corpus: Corpus, stages: Stages, encode: Encode) -> Network:
-    """Members, their average, and the student that it teaches; goes on where it stopped."""
+    """Members, their average, and the students that it teaches; goes on where it stopped."""
     trained = []
     for i, recipe in enumerate(stages.members):
         torch.manual_seed(recipe.seed)
         course = Course(f"member {i + 1}", recipe, corpus, encode, stages)
         trained.append(course.train(load_network(stages.base)))
     teacher = soup(trained)
-    student = keep_layers(deepcopy(teacher), stages.layers)
-    return Course("student", stages.student, corpus, encode, stages).train(student, teacher)
+    student = deepcopy(teacher)
+    for i, layers in enumerate(stages.layers):
+        course = Course(f"student {i + 1}", stages.student(i), corpus, encode, stages)
+        student = course.train(keep_layers(student, layers), teacher)
+    return student
 
 
 def soup(networks: Sequence[Network]) -> Network:
@@ -120,7 +129,7 @@ class Course:
         """The run to its end, from its checkpoint if it has one for the same data and recipe."""
         first = self.batches(0)
         folder = self.stages.work / self.name.replace(" ", "-")
-        run = Run(network, self.recipe, len(first) * self.recipe.passes, folder)
+        run = Run(network, self.recipe, round(len(first) * self.recipe.passes), folder)
         run.teacher = None if teacher is None else teacher.to(self.recipe.device)
         key = key_of(self.recipe, [batch.windows for batch in first])
         return fit(run, lambda turn: self.batches(turn)[: len(first)], key, self.tick)
@@ -144,21 +153,34 @@ def train_encoder(data: Sequence[Path], dev: Path, out: Path, stages: Stages) ->
     tokenizer, words = read_tokenizer(stages.base)
     parts = Parts(tokenizer, HEADS)
     model = export(train_network(gather(rows), stages, parts.encode))
+    heads = fit_heads([row for row in rows if row.get("source") not in LEFT_OUT], stages.seed)
+    parts = replace(parts, wording=Wording(heads, 0.0))
     detector = calibrate(model, parts, out.name, halves)
     prove(detector, CANARY)
     result = judge(detector, halves)
     result["data"] = {path.name: digest(path.read_bytes()) for path in (*data, dev)}
-    files = {"model.onnx": model, "tokenizer.json": words}
-    about = {"layers": stages.layers, "window": parts.shape.window, "sources": tally(rows)}
-    notes = out / "NOTES.md"
-    card = describe(
-        out.name,
-        {**about, "base": Path(stages.base).name},
-        result,
-        notes.read_text(encoding="utf-8") if notes.is_file() else "",
-    )
+    files = {"model.onnx": model, "tokenizer.json": words, FILE: pack(heads)}
+    card = describe(out.name, facts(detector, stages, rows), result, read_notes(out))
     write(out, manifest(detector, files), files, card, result)
     return result
+
+
+def facts(detector: EncoderDetector, stages: Stages, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the card says of the bundle besides its figures."""
+    parts = detector.parts
+    return {
+        "layers": stages.layers[-1],
+        "window": parts.shape.window,
+        "share": parts.wording.share if parts.wording else 0.0,
+        "base": Path(stages.base).name,
+        "sources": tally(rows),
+    }
+
+
+def read_notes(out: Path) -> str:
+    """What was written by hand for the card."""
+    path = out / "NOTES.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def read_tokenizer(base: str) -> tuple[Any, bytes]:

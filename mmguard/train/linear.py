@@ -68,18 +68,25 @@ def train_linear(
     a bad row.
     """
     rows = [row for path in data for row in load_rows(path)]
-    rows += shorten(rows, seed)
     held = load_rows(dev)
-    heads = {
-        name: squeeze(fit(make_task(name, rows), name, seed, tick))
-        for name in ("answer", "request")
-    }
+    heads = fit_heads(rows, seed, tick)
     thresholds = choose(*scores(LinearDetector(NAME, {}, heads), held, "answer"))
     heads["request"] = align(heads, held, thresholds)
     result = measure(LinearDetector(NAME, thresholds, heads), held)
     result["data"] = {path.name: digest(path.read_bytes()) for path in (*data, dev)}
     write_bundle(out, heads, result)
     return result
+
+
+def fit_heads(
+    rows: Sequence[Row], seed: int, tick: Callable[[], object] = lambda: None
+) -> dict[str, Head]:
+    """Both heads, in eight bits, their logits scaled on rows that the fits had not seen."""
+    whole = [*rows, *shorten(rows, seed)]
+    return {
+        name: squeeze(fit(make_task(name, whole), name, seed, tick))
+        for name in ("answer", "request")
+    }
 
 
 def shorten(rows: Sequence[Row], seed: int) -> list[Row]:

@@ -36,8 +36,15 @@ NAMED = (
     '{no} I understand the question "{asked}", but an answer could be misused.',
     "{no} I would gladly tell you how people protect themselves from this instead: {asked}",
 )
+SHOWN = (
+    "The image shows this: {seen}",
+    "In the picture I can see the following. {seen}",
+    "This appears to be a photo. {seen}",
+    "{seen} That is what the picture shows.",
+    "{seen}",
+)
 # How many of each are made for a corpus of full size, and for smaller ones a share of it.
-COUNTS = {"refuse": 1200, "compose": 1600, "taint": 500, "cross": 1500}
+COUNTS = {"refuse": 1200, "compose": 1600, "taint": 500, "cross": 1500, "depict": 1600}
 
 
 class Source:
@@ -47,6 +54,8 @@ class Source:
         self.asked = sorted({e.prompt for e in pool if is_plain(e)})
         self.plain = [e for e in pool if e.source == "benign_instruct" and long_enough(e, 0)]
         self.harmful = [e for e in pool if long_enough(e, 1) and e.source in PAIRED]
+        told = (e.prompt.partition("\n")[2] for e in pool if e.source in BY_PICTURE)
+        self.seen = sorted({seen for seen in told if seen})
 
 
 def is_plain(example: Example) -> bool:
@@ -68,6 +77,7 @@ def make(pool: Sequence[Example], draw: Random) -> list[Example]:
     kinds: list[tuple[str, Callable[[Source, Random], Example]]] = [("refuse", refuse)]
     if source.plain and source.harmful:
         kinds += [("compose", compose), ("taint", taint), ("cross", cross)]
+        kinds += [("depict", depict)] if source.seen else []
     for name, kind in kinds:
         found += [kind(source, draw) for _ in range(min(COUNTS[name], len(pool) // 16))]
     return found
@@ -104,6 +114,19 @@ def cross(source: Source, draw: Random) -> Example:
         return replace(draw.choice(source.plain), prompt=draw.choice(source.asked), request=1.0)
     asked = draw.choice(source.plain).prompt
     return replace(draw.choice(source.harmful), prompt=asked, request=0.0)
+
+
+def depict(source: Source, draw: Random) -> Example:
+    """What an alarming picture shows, and something harmless; at times something harmful."""
+    asked = draw.choice((draw.choice(PICTURED), draw.choice(source.asked)))
+    told = draw.choice(SHOWN).format(seen=draw.choice(source.seen))
+    if draw.random() < 0.25:
+        bad = draw.choice(source.harmful)
+        reply = f"{told}\n\n{clip(bad, 60)}"
+        return replace(bad, prompt=asked, reply=reply, request=None, refusal=0.0)
+    more = dressed(clip(draw.choice(source.plain), 80), draw) if draw.random() < 0.7 else ""
+    reply = f"{told}\n\n{more}".strip()
+    return Example(asked, reply, answer=0.0, refusal=0.0, hazards=frozenset())
 
 
 def clip(example: Example, words: int) -> str:

@@ -150,13 +150,18 @@ def preference(pair: Mapping[str, Row]) -> Contrast:
     return Contrast(better, worse)
 
 
+def is_hard(example: Example) -> bool:
+    """Whether it is a harmless answer to an alarming request or picture."""
+    return example.answer == 0 and (example.request == 1 or example.source in PICTURED)
+
+
 def one_pass(
-    pool: Sequence[Example], draw: Random, times: Mapping[str, float] = TIMES
+    pool: Sequence[Example], draw: Random, times: Mapping[str, float] = TIMES, hard: float = 1.0
 ) -> list[Example]:
-    """Every example about as often as its source says, in random order."""
+    """Every example about as often as its source says, hard ones `hard` times that."""
     drawn = []
     for item in pool:
-        often = times.get(item.source, 1.0)
+        often = times.get(item.source, 1.0) * (hard if is_hard(item) else 1.0)
         drawn += [item] * (int(often) + (draw.random() < often % 1))
     draw.shuffle(drawn)
     return drawn

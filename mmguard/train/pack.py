@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ STREAMED = 400
 REMEMBERED = 200_000
 # With more, dev is told apart better still, and harm that comes late is missed.
 MARGINS = (0.0, 0.5, 1.0)
+# Of the linear model in a logit.
+SHARES = (0.0, 0.2, 0.35, 0.5)
 CANARY = Canary(
     harmful=(
         Pair(
@@ -74,10 +77,10 @@ def split(rows: Sequence[Row]) -> Halves:
 
 
 def calibrate(model: bytes, parts: Parts, name: str, halves: Halves) -> EncoderDetector:
-    """The detector with its margin, scales and thresholds, all from the tuned half."""
+    """The detector with its margin, share, scales and thresholds, all from the tuned half."""
     raw = EncoderDetector(name, {}, open_session(model), parts, os.cpu_count() or 1)
     raw.cache.size = REMEMBERED
-    raw = choose_margin(raw, halves.tuned)
+    raw = choose(raw, halves.tuned)
     scales = {
         head: platt(*logits(raw, halves.tuned, side))
         for head, side in (("answer", "answer"), ("request", "request"))
@@ -114,9 +117,14 @@ def keep_promise(found: Array, groups: Array, promise: float) -> float:
     return round(float(above + below) / 2, 4)
 
 
-def choose_margin(detector: EncoderDetector, rows: Sequence[Row]) -> EncoderDetector:
-    """The detector with the margin at which its best F1 is best."""
-    made = [refit(detector, margin=margin) for margin in MARGINS]
+def choose(detector: EncoderDetector, rows: Sequence[Row]) -> EncoderDetector:
+    """The detector with the margin and the share at which its best F1 is best."""
+    words = detector.parts.wording
+    sharing = [None] if words is None else [replace(words, share=share) for share in SHARES]
+    made = [
+        refit(detector, margin=margin, wording=wording)
+        for margin, wording in product(MARGINS, sharing)
+    ]
 
     def best(candidate: EncoderDetector) -> float:
         found, labels = scores(candidate, rows, "answer")
@@ -202,11 +210,12 @@ def judge_hazards(detector: EncoderDetector, rows: Sequence[Row]) -> dict[str, A
 
 def manifest(detector: EncoderDetector, files: Mapping[str, bytes]) -> Manifest:
     parts = detector.parts
+    share = {} if parts.wording is None else {"share": parts.wording.share}
     return Manifest(
         name=detector.name,
         version="1",
         kind="encoder",
-        description="A small encoder that reads an answer with its request; the main detector.",
+        description="Encoder and linear model over an answer and its request; the main detector.",
         license="Apache-2.0",
         thresholds=dict(detector.thresholds),
         canary=CANARY,
@@ -215,6 +224,7 @@ def manifest(detector: EncoderDetector, files: Mapping[str, bytes]) -> Manifest:
             "heads": list(parts.heads),
             "shape": asdict(parts.shape),
             "margin": parts.margin,
+            **share,
             "scales": {head: asdict(scale) for head, scale in parts.scales.items()},
         },
     )

@@ -14,7 +14,7 @@ ABOUT = """# {name}
 A BERT encoder of {layers} layers over a request and its answer, in eight bits on ONNX Runtime. One pass
 gives p(answer is harmful), p(request is harmful), p(answer is a refusal) and a score for each hazard of
 MLCommons' list. Long requests keep both ends; long answers are read in windows of {window} tokens, and the
-worst counts. Made by `mmguard train encoder` from the base `{base}`.
+worst counts. {beside}Made by `mmguard train encoder` from the base `{base}`.
 
 ## Training data and licences
 
@@ -27,9 +27,15 @@ Thresholds and probabilities were set on one half of the dev rows, by prompt; "u
 """
 
 
+BESIDE = """A linear model over hashed words reads each window too, as `response-harm-linear` reads a
+whole answer; its share of the logit is {share}. """
+
+
 def describe(name: str, about: Mapping[str, Any], result: Mapping[str, Any], notes: str) -> str:
     """The card: what it is, what it learnt from, the notes, how it measured (`eval.json`)."""
-    return "\n".join([ABOUT.format(name=name, **about), notes, *measured(result)]) + "\n"
+    beside = BESIDE.format(**about) if about["share"] else ""
+    head = ABOUT.format(name=name, beside=beside, **about)
+    return "\n".join([head, notes, *measured(result)]) + "\n"
 
 
 def tally(rows: Sequence[Row]) -> str:
