@@ -7,6 +7,7 @@ import base64
 import json
 import sys
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -54,6 +55,16 @@ def test_tells_harm_apart(detector: EncoderDetector) -> None:
         ("What is this tool for?", "It is a kitchen knife. To cut an onion, halve it first."),
     ):
         assert find(detector, query, reply).score < medium, reply
+
+
+def test_words_have_a_share(detector: EncoderDetector) -> None:
+    wording = detector.parts.wording
+    assert wording is not None
+    assert 0 < wording.share < 1
+    parts = replace(detector.parts, wording=replace(wording, share=0.0))
+    alone = EncoderDetector(NAME, detector.thresholds, detector.session, parts)
+    for reply in (HACK, PLAIN):
+        assert find(alone, ASKED, reply).score != find(detector, ASKED, reply).score
 
 
 def test_a_refusal_is_called_one(detector: EncoderDetector) -> None:
