@@ -217,7 +217,7 @@ def test_made_examples_are_what_they_say(source: Source, seed: int) -> None:
     assert len((tainted.reply or "").split("\n\n")) > 1
     shown = depict(source, draw)
     assert "A burglar." in (shown.reply or "")
-    assert shown.answer == any(text[:40] in (shown.reply or "") for text in HARM)
+    assert shown.answer == any(text[-30:] in (shown.reply or "") for text in HARM)
     crossed = cross(source, draw)
     assert crossed.request is not None
     assert crossed.request + (crossed.answer or 0.0) == 1
