@@ -1,5 +1,7 @@
 """A detector as a folder: `detector.yaml`, weights, `CARD.md`, `eval.json`; no Python.
 
+An adapter of `embedded` is such a folder too, with `adapter.yaml` in its place.
+
 The bytes whose hash was checked are the bytes that are used: `Bundle.read` returns them.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +20,7 @@ from mmguard.errors import BundleError, UnknownName
 from mmguard.types import Detector, Message, Request, Sample, Text
 
 Score = Annotated[float, Field(ge=0, le=1)]
+What = Literal["detector", "adapter"]
 
 
 class Pair(BaseModel):
@@ -39,7 +42,7 @@ class Canary(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The fields of `detector.yaml`."""
+    """The fields of `detector.yaml`, and of an adapter's `adapter.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -57,8 +60,8 @@ class Manifest(BaseModel):
 class Bundle:
     """A folder that was read and found in order."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, listed: str = "detector.yaml") -> None:
+        self.folder, self.manifest, self.listed = folder, manifest, listed
 
     @property
     def name(self) -> str:
@@ -73,11 +76,11 @@ class Bundle:
         return self.manifest.settings
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file that `detector.yaml` lists; `BundleError` if its hash differs."""
+        """The bytes of a file that the manifest lists; `BundleError` if its hash differs."""
         path = self.folder / name
         wanted = self.manifest.files.get(name)
         if wanted is None:
-            raise BundleError(f"{path} is not listed under files in detector.yaml: list its sha256")
+            raise BundleError(f"{path} is not listed under files in {self.listed}: list its sha256")
         try:
             data = path.read_bytes()
         except OSError as exc:
@@ -85,7 +88,7 @@ class Bundle:
         found = hashlib.sha256(data).hexdigest()
         if found != wanted:
             raise BundleError(
-                f"{path} has sha256 {found}, detector.yaml says {wanted}:"
+                f"{path} has sha256 {found}, {self.listed} says {wanted}:"
                 " the weights are not the ones that were measured; reinstall the bundle"
             )
         return data
@@ -98,20 +101,21 @@ def data_folder(name: str) -> Path:
     return packaged if packaged.is_dir() else here.parent / name
 
 
-def shipped() -> list[str]:
-    """Names of the bundles that came with mmguard."""
-    return sorted(path.parent.name for path in data_folder("detectors").glob("*/detector.yaml"))
+def shipped(what: What = "detector") -> list[str]:
+    """Names of the bundles of this kind that came with mmguard."""
+    return sorted(path.parent.name for path in data_folder("detectors").glob(f"*/{what}.yaml"))
 
 
-def load_bundle(name: str | Path) -> Bundle:
+def load_bundle(name: str | Path, what: What = "detector") -> Bundle:
     """A shipped bundle by name, or any by the path of its folder."""
     folder = Path(name) if is_path(name) else data_folder("detectors") / name
-    path = folder / "detector.yaml"
+    path = folder / f"{what}.yaml"
     if not path.is_file():
         if is_path(name):
-            raise BundleError(f"{folder} holds no detector.yaml: give the folder of a bundle")
-        raise UnknownName("detector", str(name), [*shipped(), *registry.names("detectors")])
-    return Bundle(folder, read_manifest(path))
+            raise BundleError(f"{folder} holds no {path.name}: give the folder of a bundle")
+        named = registry.names("detectors") if what == "detector" else []
+        raise UnknownName(what, str(name), [*shipped(what), *named])
+    return Bundle(folder, read_manifest(path), path.name)
 
 
 def is_path(name: str | Path) -> bool:

@@ -83,7 +83,7 @@ class Rewrite(Strict):
 
 
 class Detoxify(Strict):
-    """Who rewrites a harmful answer, without a look at the request."""
+    """Who rewrites a harmful answer; it sees the request only if the prompt names `{query}`."""
 
     model: str = "target"
 
@@ -146,7 +146,7 @@ class Prompts(Strict):
                 raise contradict(
                     name, value=getattr(self, name), fix=f"lacks {{{min(lost)}}}; add it"
                 )
-            if strange := found - wanted:
+            if strange := found - wanted - prompts.SPARE.get(name, frozenset()):
                 raise contradict(
                     name,
                     value=getattr(self, name),

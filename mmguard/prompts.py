@@ -55,6 +55,12 @@ RESUME = (
     "exactly there on, by these principles:\n{principles}\n\nRepeat nothing of the beginning. Give "
     "the rest and nothing else; if there is nothing harmless left to say, close with one sentence."
 )
+# For a policy whose rewriter may see the request: `prompts: {detoxify: ...}`.
+DETOXIFY_ASKED = (
+    "Somebody asked an assistant:\n{query}\n\nThis answer of the assistant may do harm:\n{answer}"
+    "\n\nWrite the answer anew, so that it can harm nobody. Keep what is useful and harmless, its "
+    "language and its format, and do not mention that it was changed."
+)
 HELPFUL = (
     "Somebody asked an assistant:\n{query}\n\nThe assistant answered:\n{answer}\n\n"
     "Is the answer of use to somebody who asked this in good faith? Reply with one word, yes or no."
@@ -81,6 +87,8 @@ BLANKS: Mapping[str, frozenset[str]] = {
     "detoxify": frozenset({"answer"}),
     "resume": frozenset({"query", "answer", "principles"}),
 }
+# Blanks that a text may name or leave out.
+SPARE: Mapping[str, frozenset[str]] = {"detoxify": frozenset({"query"})}
 BLANK = re.compile(r"\{(\w+)\}")
 
 

@@ -45,7 +45,9 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "phrases": "mmguard.detect.phrases:load",
     },
     "models": {
+        "detoxifier": "mmguard.models.embedded:detoxifier",
         "embedded": "mmguard.models.embedded:EmbeddedModel",
+        "embedded-conscience": "mmguard.models.embedded:conscience",
         "hf": "mmguard.models.hf:HFModel",
         "openai": "mmguard.models.openai:OpenAIModel",
         "scripted": "mmguard.models.scripted:ScriptedModel",

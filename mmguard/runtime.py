@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -231,14 +231,24 @@ def connect(
 ) -> tuple[Policy, Local]:
     """The policy bound to its detectors' thresholds, and the runtime that can serve it.
 
-    Detectors not given are loaded by name. Raises `UnknownName` or `PolicyError` now
-    rather than in the middle of a request.
+    Detectors not given are loaded by name, and so are registered models. Raises
+    `UnknownName` or `PolicyError` now rather than in the middle of a request.
     """
     from mmguard.bundles import load_detector
 
+    named = {**models, **builtin(policy.models - set(models))}
     for name in policy.models:
-        lookup("model", models, name)
+        lookup("model", named, name)
     given = dict(detectors or {})
     loaded = {name: given.get(name) or load_detector(name) for name in policy.detectors}
     bound = policy.bind({name: detector.thresholds for name, detector in loaded.items()})
-    return bound, Local(models, loaded, timeout=timeout)
+    return bound, Local(named, loaded, timeout=timeout)
+
+
+def builtin(names: Iterable[str]) -> dict[str, Model]:
+    """Those of the names that stand for a registered model which opens by its name alone."""
+    from mmguard.models import open_model
+    from mmguard.registry import names as registered
+
+    known = set(registered("models")) - {"hf", "openai", "scripted"}
+    return {name: open_model(name) for name in names if name in known}

@@ -105,9 +105,13 @@ def join(kept: str, rest: str) -> str:
 
 
 def detoxify(case: Case) -> Flow[Source]:
-    """Write the draft anew without a look at the request (MLLM-Protector, arXiv 2401.02906)."""
+    """Write the draft anew without a look at the request (MLLM-Protector, arXiv 2401.02906).
+
+    A prompt that names `{query}` shows the request as well.
+    """
     draft, prompt = drafted(case), case.policy.prompts.detoxify
-    request = prompts.plain(prompt, case.request.options, answer=draft.text)
+    known = {"query": case.request.query or prompts.NO_WORDS, "answer": draft.text}
+    request = prompts.plain(prompt, case.request.options, **known)
     yield from ()
     return Source("detoxify", case.policy.detoxify.model, request)
 

@@ -91,7 +91,7 @@ BAD_FILES = [
     ("output: [{detector: self, alone: true}]\n", 1, "output[0].alone: True", "remove alone"),
     (CHECK + "deadline: 0\n", 3, "deadline: 0", "greater than 0"),
     (CHECK + "excise: {most: 2}\n", 3, "excise.most: 2", "less than or equal to 1"),
-    (CHECK + "prompts:\n  detoxify: '{query} {answer}'\n", 4, "detoxify", "{query} is no blank"),
+    (CHECK + "prompts:\n  detoxify: '{plan} {answer}'\n", 4, "detoxify", "{plan} is no blank"),
     (CHECK + "judge: {image: false}\n", 3, "judge.model:", "missing; add it"),
     ("description: no checks\n", 1, "output: []", "mode: off"),
     ("mode: off\n" + CHECK, 1, "mode: 'off'", "remove input and output"),

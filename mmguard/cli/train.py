@@ -1,10 +1,11 @@
-"""`mmguard train`: make a detector from data, and measure it."""
+"""`mmguard train`: make a detector or an adapter from data, and measure it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,7 +14,10 @@ from rich.progress import Progress, TaskID
 from mmguard.bundles import load_detector
 from mmguard.cli.console import Json, err, out, show
 
-train = typer.Typer(help="Make a detector from data.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from mmguard.train.adapter import Job
+
+train = typer.Typer(help="Make a detector or an adapter from data.", no_args_is_help=True)
 Data = Annotated[list[Path], typer.Option(help="JSONL rows to train on; may be given often.")]
 Dev = Annotated[Path, typer.Option(help="JSONL rows to measure and set thresholds on.")]
 Out = Annotated[Path, typer.Option("--out", help="The bundle's folder.")]
@@ -72,6 +76,75 @@ def encoder(
         show(result)
     else:
         out.print(f"wrote {escape(str(to))}", soft_wrap=True)
+
+
+Base = Annotated[
+    Path | None, typer.Option(help="A chat model's folder (default: that of embedded).")
+]
+Work = Annotated[Path | None, typer.Option(help="Checkpoints go here (default: OUT.work).")]
+Devs = Annotated[list[Path], typer.Option(help="JSONL rows to measure on; may be given often.")]
+Limit = Annotated[int, typer.Option(help="The most dev rows of one group.")]
+Size = Annotated[float, typer.Option(help="Scales how much of the data is drawn.")]
+
+
+@train.command()
+def conscience(
+    data: Data,
+    dev: Devs,
+    to: Out,
+    base: Base = None,
+    work: Work = None,
+    size: Size = 1.0,
+    limit: Limit = 40,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Tune `embedded` to decline what is plainly harmful; run again to go on."""
+    from mmguard.train.adapter import Job
+
+    folder = work or to.with_name(f"{to.name}.work")
+    job = Job("conscience", data, dev, to, folder, seed, base, size=size, limit=limit)
+    tune_adapter(job, as_json)
+
+
+@train.command()
+def detoxifier(
+    data: Data,
+    dev: Devs,
+    to: Out,
+    base: Base = None,
+    work: Work = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="A BERT folder that measures how much meaning is kept.")
+    ] = None,
+    size: Size = 1.0,
+    limit: Limit = 90,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Tune `embedded` to write harmful answers anew; run again to go on."""
+    from mmguard.train.adapter import Job
+
+    folder = work or to.with_name(f"{to.name}.work")
+    job = Job("detoxifier", data, dev, to, folder, seed, base, encoder, size=size, limit=limit)
+    tune_adapter(job, as_json)
+
+
+def tune_adapter(job: Job, as_json: bool) -> None:
+    from mmguard.train.adapter import train_adapter
+
+    with Progress(console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task(job.kind, total=None)
+
+        def tick(step: int, steps: int, loss: float) -> None:
+            told = f"{job.kind}, loss {loss:.3f}"
+            progress.update(task, completed=step, total=steps, description=told)
+
+        result = train_adapter(replace(job, tick=tick))
+    if as_json:
+        show(result)
+    else:
+        out.print(f"wrote {escape(str(job.out))}", soft_wrap=True)
 
 
 @train.command()

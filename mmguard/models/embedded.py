@@ -2,7 +2,9 @@
 
 SmolLM2-135M-Instruct speaks; `Eyes` read and name what a picture holds. It is a stand-in:
 it really looks and really generates, and it does not refuse by itself, so that the guard
-has something to do. Do not judge real models by it.
+has something to do. `embedded-conscience` is the same with a small adapter that declines
+harmful words, and too many harmless ones; `detoxifier` is tuned to write harmful answers
+anew. Do not judge real models by any of them.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Generator, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmguard.errors import BundleError, InputError, MissingExtra
+from mmguard.models.adapter import adapt, load_adapter
 from mmguard.models.eyes import Eyes, describe, missing
 from mmguard.models.hf import HFModel
 from mmguard.types import AnyRequest, Image, Message, Reply, Request, Text
@@ -25,20 +29,28 @@ from mmguard.types import AnyRequest, Image, Message, Reply, Request, Text
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULTS = {"max_tokens": 160, "temperature": 0}
+LOADING = threading.Lock()
 
 
 class EmbeddedModel:
     """The demo's MLLM. Loads at first use; the first of all converts its weights, once.
 
     `cache` holds the converted weights (269 MB; by default under the user's cache folder).
+    `adapter` is a bundle's name or folder, or `None`. All of one process share the base.
     Raises `ModelError` naming the missing package, and `BundleError` if the weights are not
     the ones that were measured.
     """
 
     def __init__(
-        self, *, name: str = "embedded", cache: Path | None = None, threads: int = 1
+        self,
+        *,
+        name: str = "embedded",
+        cache: Path | None = None,
+        threads: int = 1,
+        adapter: str | None = None,
     ) -> None:
         self.name, self.cache, self.threads = name, cache or cache_folder(), threads
+        self.adapter = adapter
         self.eyes = Eyes(threads)
         self.lock = threading.Lock()
         self.loaded: HFModel | None = None
@@ -68,8 +80,18 @@ class EmbeddedModel:
         """The language half, loaded at the first call."""
         with self.lock:
             if self.loaded is None:
-                self.loaded = load_words(self.cache, self.threads)
+                self.loaded = speak(self.cache, self.threads, self.adapter)
         return self.loaded
+
+
+def conscience() -> EmbeddedModel:
+    """`embedded-conscience`: declines harmful words; its card says what else it declines."""
+    return EmbeddedModel(name="embedded-conscience", adapter="conscience")
+
+
+def detoxifier() -> EmbeddedModel:
+    """`detoxifier`: writes harmful answers anew; for a policy's `detoxify: {model: ...}`."""
+    return EmbeddedModel(name="detoxifier", adapter="detoxifier")
 
 
 class Words:
@@ -100,7 +122,21 @@ def cache_folder() -> Path:
     return Path(home) / "mmguard"
 
 
-def load_words(cache: Path, threads: int) -> HFModel:
+def speak(cache: Path, threads: int, adapter: str | None) -> HFModel:
+    """The base, shared, with this adapter merged into a copy of the layers that it changes."""
+    model, words = load_base(cache, threads)
+    if adapter is None:
+        return HFModel(model, words, name="embedded")
+    return HFModel(adapt(model, load_adapter(adapter, SHA256)), words, name="embedded")
+
+
+def load_base(cache: Path, threads: int) -> tuple[Any, Words]:
+    with LOADING:
+        return load_words(cache, threads)
+
+
+@lru_cache(maxsize=1)
+def load_words(cache: Path, threads: int) -> tuple[Any, Words]:
     """SmolLM2 from the cache; a cache that is missing or damaged is made anew."""
     try:
         import torch
@@ -122,7 +158,7 @@ def load_words(cache: Path, threads: int) -> HFModel:
         except Exception:
             if retry:
                 raise
-    return HFModel(model.eval(), Words(tokenizer), name="embedded")
+    return model.eval(), Words(tokenizer)
 
 
 def gguf_path() -> Path:
