@@ -347,7 +347,20 @@ def test_only_the_right_weights_are_merged(made: Path, base: Path, tmp_path: Pat
         load_bundle("conscienc", "adapter")
 
 
-# -- in a policy ----------------------------------------------------------
+# -- what is shipped ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["conscience", "detoxifier"])
+def test_shipped_adapters(name: str) -> None:
+    assert name in shipped("adapter")
+    assert name not in shipped()
+    bundle = load_adapter(name, SHA256)
+    assert len(bundle.read(WEIGHTS)) < 9_000_000
+    assert (bundle.folder / "CARD.md").is_file()
+    assert (bundle.folder / "eval.json").is_file()
+
+
+# -- in a policy --------------------------------------------------------------
 
 
 def test_registered_names_have_their_adapters() -> None:
