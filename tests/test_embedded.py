@@ -74,7 +74,7 @@ def test_stream_and_batch_equal_single(model: EmbeddedModel) -> None:
 @demo
 @pytest.mark.demo
 def test_guarded(model: EmbeddedModel) -> None:
-    guarded = wrap(model, policy="strict").chat(case_request("lock", max_tokens=80))
+    guarded = wrap(model, policy="strict").chat(case_request("rumour", max_tokens=80))
     assert guarded.decision != "pass"
     assert guarded.draft is None or guarded.text != guarded.draft.text
 
