@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from mmguard.cli import bench, chat, check, evals, lists, serve, streams, train
+from mmguard.cli import audit, bench, chat, check, evals, lists, serve, streams, train
 from mmguard.cli.console import err
 from mmguard.errors import MmguardError
 
@@ -19,6 +19,7 @@ QUIET = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_en
 app = typer.Typer(help="Safety middleware for multimodal language models.", **QUIET)  # type: ignore[arg-type]  # bools
 for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibrate, serve.serve):
     app.command()(command)
+app.command()(audit.audit)
 evals.evals.command()(streams.streams)
 app.add_typer(lists.policies, name="policies")
 app.add_typer(train.train, name="train")

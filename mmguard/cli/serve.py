@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,9 +41,21 @@ def serve(
     flags = {"upstream": upstream, "model": model, "policy": policy, "host": host, "port": port}
     settings = load_settings(config, flags)
     app = make_app(settings, **inner(settings))
+    if settings.access_log:
+        tell_access()
     told = f"guarding {settings.upstream or settings.model} by {settings.policy}"
     err.print(f"{escape(told)} at http://{settings.host}:{settings.port}/v1", soft_wrap=True)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+
+
+def tell_access() -> None:
+    """A line of JSON on standard output for each request, without content."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("mmguard.server.access")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def inner(settings: Settings) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from fastapi import FastAPI, Request as Call
 from fastapi.responses import JSONResponse
 
 from mmguard.errors import MmguardError
-from mmguard.server import chat
+from mmguard.server import chat, watch
 from mmguard.server.failures import tell
 from mmguard.server.settings import Settings
 from mmguard.server.sidecar import Sidecar
 from mmguard.types import Detector
 
 # Each makes a router over one sidecar.
-ROUTES = (chat.routes,)
+ROUTES = (chat.routes, watch.routes)
 
 
 def make_app(
@@ -39,6 +39,7 @@ def make_app(
         yield
         await sidecar.upstream.aclient.aclose()
         sidecar.upstream.close()
+        await asyncio.to_thread(sidecar.watch.close)
 
     app = FastAPI(title="mmguard", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.sidecar = sidecar
@@ -53,6 +54,7 @@ def make_app(
         return {"status": "ok", "policies": tags}
 
     app.add_exception_handler(MmguardError, explain)
+    app.add_middleware(watch.Door, watch=sidecar.watch)
     return app
 
 

@@ -72,6 +72,7 @@ async def whole(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Respons
         answers = await asyncio.gather(*flows)
     finally:
         exchange.leave()
+    sidecar.watch.note(exchange, answers)
     for guarded in answers:
         demand(guarded)
     raw, body = await exchange.whole() if exchange.answer else (b"", blank(exchange))
@@ -160,9 +161,10 @@ async def speak(
         feed = Feed(exchange, branches)
         in_content = sidecar.settings.refusal_in_content
         speeches = [Speech(branch, feed, in_content) for branch in branches]
-        async with aclosing(merge(feed, speeches, policy)) as pieces:
-            async for piece in pieces:
-                yield piece
+        with sidecar.watch.speaking(feed, speeches):
+            async with aclosing(merge(feed, speeches, policy)) as pieces:
+                async for piece in pieces:
+                    yield piece
         answers = [speech.guarded for speech in speeches if speech.guarded]
         yield b"".join(usage_frames(feed, answers)) + sse.DONE
 

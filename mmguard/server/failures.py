@@ -1,6 +1,7 @@
 """What fails in the sidecar, as a status and an error in OpenAI's form.
 
 A failure of the guard is never an answer, and never looks like a refusal by the policy.
+What a failure says may be somebody's words: the log has it at level DEBUG only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Refused(MmguardError):
 def demand(guarded: Guarded) -> None:
     """Raises `Refused` where a detector failed and the policy lets nothing out unchecked."""
     if failed := wire.failure(guarded):
-        log.error("a detector failed: %s", failed.error)
+        log.error("detector %s failed", failed.detector)
+        log.debug("%s", failed.error)
         told = "the guard cannot check this answer now"
         raise Refused(503, "guard_unavailable", told, wait="5")
 
@@ -52,8 +54,10 @@ def tell(exc: Exception) -> tuple[int, Any, dict[str, str]]:
         case ModelError(status=int(status), body=body) if body and status >= 400:
             return status, wire.read_error(body, str(exc)), {}
         case ModelError():
-            log.error("the upstream failed: %s", exc)
+            log.error("the upstream failed: %s", type(exc.__cause__ or exc).__name__)
+            log.debug("%s", exc)
             return 502, wire.error("the upstream failed", "upstream_error"), {}
         case _:
-            log.error("%s: %s", type(exc).__name__, exc)
+            log.error("the sidecar failed: %s", type(exc).__name__)
+            log.debug("%s", exc)
             return 500, wire.error("the sidecar failed", "server_error"), {}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mmguard.errors import InputError
 from mmguard.fields import Strict, contradict
@@ -29,6 +30,43 @@ class Key(Strict):
 
     key: str = Field(min_length=8, repr=False)
     policy: str | None = None
+
+
+class Redaction(Strict):
+    """What a regular expression finds, and what stands there instead."""
+
+    pattern: str
+    replacement: str = "[redacted]"
+
+    @model_validator(mode="after")
+    def compiles(self) -> Redaction:
+        try:
+            re.sub(self.pattern, self.replacement, "")
+            re.compile(self.pattern)
+        except (re.error, IndexError) as exc:
+            fix = f"is no regular expression with its replacement: {exc}"
+            raise contradict("pattern", value=self.pattern, fix=fix) from exc
+        return self
+
+
+class Audit(Strict):
+    """Where decisions are recorded: an SQLite file, none without a `path`.
+
+    `texts` keeps words too, after `redact`'s rules, in order. The oldest go after `days`, or
+    when there are more than `mib`. `fail_closed`: no answer that could not be recorded.
+    """
+
+    path: Path | None = None
+    texts: bool = False
+    redact: tuple[Redaction, ...] = ()
+    days: Annotated[float, Field(gt=0)] | None = None
+    mib: Annotated[float, Field(gt=0)] | None = None
+    fail_closed: bool = False
+
+
+def read_audit(value: Any) -> Any:
+    """A path alone will do."""
+    return {"path": value} if isinstance(value, str | Path) else value
 
 
 class Settings(Strict):
@@ -56,6 +94,8 @@ class Settings(Strict):
     images: Annotated[int, Field(ge=0)] = 32
     pictures: Rules = Rules()
     refusal_in_content: bool = True
+    access_log: bool = True
+    audit: Annotated[Audit, BeforeValidator(read_audit)] = Field(default_factory=Audit)
 
     @model_validator(mode="after")
     def agree(self) -> Settings:

@@ -13,13 +13,14 @@ from mmguard import messages
 from mmguard.errors import ImageError, MmguardError
 from mmguard.models.openai import OpenAIModel
 from mmguard.policy import Policy, load_policy
-from mmguard.runtime import Concurrent, Local, connect
+from mmguard.runtime import Local, connect
 from mmguard.server import wire
 from mmguard.server.exchange import Exchange
 from mmguard.server.failures import Refused
 from mmguard.server.fetch import fetch
 from mmguard.server.intake import inline
 from mmguard.server.settings import Settings
+from mmguard.server.watch import Scoring, Watch
 from mmguard.types import Detector, Image
 
 log = logging.getLogger("mmguard.server")
@@ -41,8 +42,9 @@ class Sidecar:
         )
         self.detectors: dict[str, Detector] = dict(detectors or {})
         self.policies = self.load()
-        self.scoring = Concurrent(Local({}, self.detectors, timeout=settings.detector_timeout))
-        self.flying = 0
+        self.flying, self.watch = 0, Watch(self)
+        local = Local({}, self.detectors, timeout=settings.detector_timeout)
+        self.scoring = Scoring(local, self.watch)
 
     def load(self) -> dict[str, Policy]:
         """All policies, bound; their detectors prove their canaries as they load."""
@@ -67,7 +69,7 @@ class Sidecar:
         """Whose request this is, and so under which policy."""
         settings = self.settings
         if not settings.keys:
-            return self.policies[settings.policy]
+            return self.watch.under(self.policies[settings.policy])
         bearer = settings.bearer(call.headers.get("authorization", ""))
         if bearer is None:
             raise Refused(
@@ -76,7 +78,9 @@ class Sidecar:
                 "this sidecar does not know the key",
                 code="invalid_api_key",
             )
-        return self.policies[settings.keys[bearer].policy or settings.policy]
+        return self.watch.under(
+            self.policies[settings.keys[bearer].policy or settings.policy], bearer
+        )
 
     def forward(self, call: Call) -> OpenAIModel:
         """The upstream, asked with the caller's own key where none is set."""

@@ -29,8 +29,8 @@ class Speech:
         async with aclosing(drive.astream(flow, self.branch)) as items:
             async for item in items:
                 if isinstance(item, Guarded):
-                    demand(item)
                     self.guarded = item
+                    demand(item)
                     yield self.end(item, held)
                     return
                 if held:

@@ -1,0 +1,145 @@
+"""What Prometheus can read: counts and times, under labels of which there are few.
+
+Labels are routes, policy tags, detectors, steps, stages, known categories and fixed words,
+never anything that a caller or a model wrote. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mmguard.detect.hazards import HAZARDS
+from mmguard.server.visit import Visit
+from mmguard.types import Call, Finding, Guarded
+
+if TYPE_CHECKING:
+    from mmguard.server.audit import Audit
+
+LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
+CATEGORIES = frozenset({*HAZARDS.values(), "harassment"})
+# OpenAI's names of what a model read and wrote, and ours.
+TOKENS = (("prompt_tokens", "prompt"), ("completion_tokens", "completion"))
+
+
+class Metrics:
+    """One sidecar's; `categories` are the names that its policies know beside the hazards."""
+
+    def __init__(self, categories: Callable[[], Collection[str]] = frozenset) -> None:
+        self.registry, self.categories = CollectorRegistry(), categories
+        self.requests = self.count(
+            "requests", "Requests under /v1", "route", "policy", "decision", "status"
+        )
+        self.choices = self.count(
+            "choices",
+            "Choices by what was done and asked for",
+            "policy",
+            "action",
+            "decision",
+            "step",
+        )
+        self.errors = self.count("detector_errors", "Failures of detectors", "detector")
+        self.failures = self.count("step_failures", "Failures of repair steps", "step")
+        self.findings = self.count(
+            "findings", "Findings that were no pass, by top category", "category", "action"
+        )
+        self.pictures = self.count("pictures", "Pictures of checked requests", "policy")
+        self.seen = self.count("pictures_seen", "Pictures that a check saw", "policy")
+        self.calls = self.count("model_calls", "Calls of models, but judges'", "stage")
+        self.tokens = self.count("model_tokens", "Tokens of models, but judges'", "stage", "kind")
+        self.latency = self.time("request_seconds", "Whole requests", LONG, "route")
+        self.first = self.time("first_byte_seconds", "Streams to their first byte", LONG, "route")
+        self.guard = self.time("guard_seconds", "Detectors in a request", SHORT, "policy")
+        self.detector = self.time(
+            "detector_seconds", "One score, waiting included", SHORT, "detector"
+        )
+
+    def count(self, name: str, told: str, *labels: str) -> Counter:
+        return Counter(f"mmguard_{name}", told, labels, registry=self.registry)
+
+    def time(self, name: str, told: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"mmguard_{name}", told, labels, buckets=buckets, registry=self.registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+    # -- what happened ----------------------------------------------------------
+
+    def leave(self, visit: Visit) -> None:
+        """A request has ended."""
+        status = str(visit.status) if 100 <= visit.status < 600 else "none"
+        self.requests.labels(visit.route, visit.policy, visit.decision, status).inc()
+        self.latency.labels(visit.route).observe(visit.seconds)
+        if visit.choices:
+            self.guard.labels(visit.policy).observe(visit.guard)
+        if visit.first is not None:
+            self.first.labels(visit.route).observe(visit.first)
+
+    def answer(
+        self, visit: Visit, answers: Sequence[Guarded], usage: Mapping[str, Any] | None
+    ) -> None:
+        """A request's choices are decided; `usage` is what the upstream says of their drafts."""
+        if not answers:
+            return
+        self.pictures.labels(visit.policy).inc(visit.pictures[1])
+        self.seen.labels(visit.policy).inc(visit.pictures[0])
+        if any(call.stage == "draft" for guarded in answers for call in guarded.calls):
+            self.calls.labels("draft").inc()
+        for name, kind in TOKENS:
+            self.tokens.labels("draft", kind).inc(number(usage, name))
+        for guarded in answers:
+            self.choice(guarded)
+
+    def choice(self, guarded: Guarded) -> None:
+        self.choices.labels(guarded.policy, guarded.action, guarded.decision, guarded.step).inc()
+        for finding in guarded.trail:
+            self.find(finding)
+        for call in guarded.calls:
+            if call.stage != "draft":
+                self.call(call)
+
+    def find(self, finding: Finding) -> None:
+        if finding.error and finding.stage == finding.detector:
+            self.failures.labels(finding.detector).inc()
+        elif finding.error:
+            self.errors.labels(finding.detector).inc()
+        elif finding.action != "pass":
+            self.findings.labels(self.known(finding.category), finding.action).inc()
+
+    def known(self, category: str) -> str:
+        """A detector may call a category what it likes; here only known names count by name."""
+        if not category:
+            return "none"
+        return category if category in CATEGORIES or category in self.categories() else "other"
+
+    def call(self, call: Call) -> None:
+        self.calls.labels(call.stage).inc()
+        self.tokens.labels(call.stage, "prompt").inc(call.reply.usage.prompt)
+        self.tokens.labels(call.stage, "completion").inc(call.reply.usage.completion)
+
+
+def number(usage: Mapping[str, Any] | None, name: str) -> int:
+    """A count of tokens, 0 where a server reports none or nonsense."""
+    found = usage.get(name) if isinstance(usage, Mapping) else None
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+class Levels(Collector):
+    """What is read when asked for: requests in flight, and the audit's state."""
+
+    def __init__(self, flying: Callable[[], int], limit: int, audit: Audit | None) -> None:
+        self.flying, self.limit, self.audit = flying, limit, audit
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("mmguard_in_flight", "Requests in flight", self.flying())
+        yield GaugeMetricFamily("mmguard_in_flight_limit", "Their limit", self.limit)
+        if audit := self.audit:
+            yield GaugeMetricFamily("mmguard_audit_healthy", "1: it can write", audit.healthy())
+            yield GaugeMetricFamily("mmguard_audit_waiting", "Rows not yet written", audit.waiting)
+            yield CounterMetricFamily("mmguard_audit_rows", "Rows written", audit.written)
+            yield CounterMetricFamily("mmguard_audit_lost", "Rows lost", audit.lost)

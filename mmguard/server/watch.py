@@ -1,0 +1,208 @@
+"""What the outside sees of the sidecar: metrics, the audit, access lines, request ids.
+
+`Door` stands before all routes and follows each request from its start to its last byte;
+routes tell `Watch` only what was decided. It changes no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmguard.policy import Policy
+from mmguard.runtime import Concurrent, Local
+from mmguard.server.audit import Audit
+from mmguard.server.entry import Entry
+from mmguard.server.failures import Refused, tell
+from mmguard.server.metrics import Levels, Metrics
+from mmguard.server.visit import VISIT, Visit, identify
+from mmguard.types import Finding, Guarded, Sample
+
+if TYPE_CHECKING:
+    from mmguard.server.exchange import Exchange, Feed
+    from mmguard.server.sidecar import Sidecar
+    from mmguard.server.speech import Speech
+
+access = logging.getLogger("mmguard.server.access")
+
+
+class Watch:
+    """The observer of one sidecar."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        settings = sidecar.settings
+        self.sidecar = sidecar
+        self.audit = Audit(settings.audit) if settings.audit.path else None
+        self.metrics = Metrics(lambda: named(sidecar.policies))
+        self.metrics.registry.register(
+            Levels(lambda: sidecar.flying, settings.in_flight, self.audit)
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether requests must wait for an audit that cannot be written."""
+        return bool(self.audit and self.audit.settings.fail_closed and not self.audit.healthy())
+
+    def under(self, policy: Policy, key: str = "") -> Policy:
+        """Whose request this is, and under which policy."""
+        visit = VISIT.get() or Visit()
+        visit.policy, visit.key = policy.tag, key
+        return policy
+
+    def note(self, exchange: Exchange, answers: Sequence[Guarded]) -> None:
+        """Every choice of a whole answer is decided."""
+        done = exchange.answer
+        ready = done and done.done() and not done.cancelled() and done.exception() is None
+        usage = done.result()[1].get("usage") if done and ready else None
+        self.decided(exchange, dict(enumerate(answers)), usage)
+
+    @contextmanager
+    def speaking(self, feed: Feed, speeches: Sequence[Speech]) -> Iterator[None]:
+        """While a stream goes out; its choices that came to a decision count, however it ends."""
+        try:
+            yield
+        except Exception:
+            if visit := VISIT.get():
+                visit.failed = True
+            raise
+        finally:
+            answers = {s.branch.index: s.guarded for s in speeches if s.guarded}
+            usages = [chunk["usage"] for _, chunk in feed.asides if chunk.get("usage")]
+            self.decided(feed.exchange, answers, usages[-1] if usages else None)
+
+    def decided(
+        self, exchange: Exchange, answers: Mapping[int, Guarded], usage: Mapping[str, Any] | None
+    ) -> None:
+        visit = VISIT.get() or Visit()
+        visit.take(answers.values())
+        self.metrics.answer(visit, list(answers.values()), usage)
+        if self.audit and answers:
+            self.audit.offer(Entry(visit, visit.seconds, exchange.request, answers, usage))
+
+    def scored(self, detector: str, seconds: float) -> None:
+        self.metrics.detector.labels(detector).observe(seconds)
+        if visit := VISIT.get():
+            visit.guard += seconds
+
+    def leave(self, visit: Visit) -> None:
+        """The request is over, in whichever way."""
+        self.metrics.leave(visit)
+        if access.isEnabledFor(logging.INFO):
+            access.info("%s", json.dumps(visit.line()))
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        if self.audit:
+            self.audit.close()
+
+
+def named(policies: Mapping[str, Policy]) -> set[str]:
+    """The categories that policies name."""
+    checks = [c for policy in policies.values() for c in (*policy.input, *policy.output)]
+    return {name for check in checks for name in check.categories}
+
+
+def routes(sidecar: Sidecar) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(sidecar.watch.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+class Scoring(Concurrent):
+    """Detectors whose times are watched."""
+
+    def __init__(self, local: Local, watch: Watch) -> None:
+        super().__init__(local)
+        self.watch = watch
+
+    async def score(self, detector: str, sample: Sample) -> Finding:
+        start = time.perf_counter()
+        try:
+            return await super().score(detector, sample)
+        finally:
+            self.watch.scored(detector, time.perf_counter() - start)
+
+
+class Door:
+    """ASGI: follows what is asked under /v1, and gives it an `x-request-id`."""
+
+    def __init__(self, app: ASGIApp, watch: Watch) -> None:
+        self.app, self.watch = app, watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        visit = Visit(identify(Headers(scope=scope).get("x-request-id")), scope)
+        VISIT.set(visit)
+        shut = scope["method"] == "POST" and self.watch.closed
+        try:
+            app = unavailable() if shut else self.app
+            await app(scope, hear(visit, receive), follow(visit, send))
+        except ClientDisconnect:
+            visit.left = True
+            raise
+        except Exception:
+            visit.status = visit.status or 500
+            visit.failed = True
+            raise
+        finally:
+            visit.status = visit.status or 499
+            self.watch.leave(visit)
+
+
+def hear(visit: Visit, receive: Receive) -> Receive:
+    """`receive`, noting a caller that leaves before the end."""
+
+    async def receives() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect" and not visit.ended:
+            visit.left = True
+        return message
+
+    return receives
+
+
+def follow(visit: Visit, send: Send) -> Send:
+    """`send`, noting on the way what of the answer has gone out."""
+
+    async def sends(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = visit.id
+            visit.status = message["status"]
+            visit.streams = headers.get("content-type", "").startswith("text/event-stream")
+        elif message["type"] == "http.response.body":
+            begins(visit, message.get("body", b""))
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            visit.ended = True
+
+    return sends
+
+
+def begins(visit: Visit, body: bytes) -> None:
+    """A heartbeat is no first byte."""
+    if visit.streams and visit.first is None and body and not body.startswith(b":"):
+        visit.first = visit.seconds
+
+
+def unavailable() -> ASGIApp:
+    told = "what is decided cannot be recorded now"
+    status, body, more = tell(Refused(503, "audit_unavailable", told, wait="5"))
+    return JSONResponse(body, status, more)
