@@ -72,14 +72,16 @@ def expire(connection: sqlite3.Connection, days: float | None) -> None:
 
 
 def shrink(connection: sqlite3.Connection, mib: float | None) -> None:
-    """Forget the oldest until the rest fits."""
+    """Forget the oldest until the rest fits; give back the room of what was forgotten."""
     while mib is not None and used(connection) > mib * 2**20:
         first, last = connection.execute("select min(id), max(id) from decisions").fetchone()
         if first is None or first == last:
-            return
+            break
         until = first + max(1, (last - first) // 10)
         connection.execute("delete from decisions where id < ?", (until,))
-    connection.execute("pragma incremental_vacuum").fetchall()
+    if connection.execute("pragma freelist_count").fetchone()[0]:
+        # A page a step: `execute` would take the first step only.
+        connection.executescript("pragma incremental_vacuum")
 
 
 def used(connection: sqlite3.Connection) -> int:

@@ -69,7 +69,7 @@ class Watch:
 
     @contextmanager
     def speaking(self, feed: Feed, speeches: Sequence[Speech]) -> Iterator[None]:
-        """While a stream goes out; its choices that came to a decision count, however it ends."""
+        """While a stream goes out: however it ends, what was decided or has left counts."""
         try:
             yield
         except Exception:
@@ -77,7 +77,7 @@ class Watch:
                 visit.failed = True
             raise
         finally:
-            answers = {s.branch.index: s.guarded for s in speeches if s.guarded}
+            answers = {s.branch.index: s.guarded or unfinished(s) for s in speeches if begun(s)}
             usages = [chunk["usage"] for _, chunk in feed.asides if chunk.get("usage")]
             self.decided(feed.exchange, answers, usages[-1] if usages else None)
 
@@ -105,6 +105,17 @@ class Watch:
         """Write what is still to be written."""
         if self.audit:
             self.audit.close()
+
+
+def begun(speech: Speech) -> bool:
+    return speech.begun or speech.guarded is not None
+
+
+def unfinished(speech: Speech) -> Guarded:
+    """A choice that broke off, or that its caller left: of the draft, what had left it."""
+    visit, ledger = VISIT.get() or Visit(), speech.branch.ledger
+    text, tag = ledger.text[: ledger.gone], visit.policy
+    return Guarded(text, "pass", "unfinished", policy=tag, finish="cut")
 
 
 def named(policies: Mapping[str, Policy]) -> set[str]:
