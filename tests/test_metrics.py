@@ -225,7 +225,7 @@ class Endless(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            for frame in streamed([{"content": "fine " * 9}]).split(b"\n\n")[:2]:
+            for frame in streamed([{"content": "fine "}] * 9).split(b"\n\n")[:10]:
                 yield frame + b"\n\n"
             await asyncio.sleep(30)
         finally:
