@@ -37,7 +37,7 @@ ASK = {"model": "up", "messages": [{"role": "user", "content": "what is this?"}]
 
 
 def entry(text: str = "fine", choices: int = 1, begun: float | None = None, **more: Any) -> Entry:
-    visit = Visit("req")
+    visit = Visit(more.pop("name", "req"))
     visit.begun = begun or time.time()
     draft = Call("draft", "target", Reply(text))
     known = {"action": "pass", "step": "answer", "calls": (draft,), "policy": "p@1", **more}
@@ -168,9 +168,11 @@ def test_any_text_can_be_kept(text: str, texts: bool, tmp_path: Path) -> None:
 def test_an_entry_that_cannot_be_told_is_lost_alone(tmp_path: Path) -> None:
     odd = Finding("harm", 0.9, categories={"x": object()})  # type: ignore[dict-item]  # the point
     with opened(tmp_path / "a.db") as audit:
+        audit.offer(entry(trail=(odd,)))
+        until(lambda: audit.waiting == 0)
         for made in (entry(), entry(trail=(odd,)), entry()):
             audit.offer(made)
-    assert (audit.written, audit.lost, audit.failing) == (2, 1, False)
+    assert (audit.written, audit.lost, audit.failing) == (2, 2, False)
 
 
 # -- what goes wrong --------------------------------------------------------------
@@ -325,15 +327,21 @@ def test_many_write_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     with opened(path) as one, opened(path) as other:
         threads = [
-            threading.Thread(target=lambda a=audit: [a.offer(entry()) for _ in range(100)])
-            for audit in (one, other) * 4
+            threading.Thread(
+                target=lambda a=audit, k=k: [a.offer(entry(name=f"{k}.{i}")) for i in range(100)]
+            )
+            for k, audit in enumerate((one, other) * 4)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert (one.written, other.written, one.lost + other.lost) == (400, 400, 0)
-    assert len(rows(path)) == 800
+    names = [row["request"] for row in rows(path)]
+    assert sorted(names) == sorted(f"{k}.{i}" for k in range(8) for i in range(100))
+    for k in range(8):
+        own = [name for name in names if name.startswith(f"{k}.")]
+        assert own == [f"{k}.{i}" for i in range(100)]
 
 
 # -- how long it is kept ----------------------------------------------------------

@@ -25,6 +25,7 @@ from mmguard.server.app import make_app
 from mmguard.server.metrics import Metrics
 from mmguard.server.settings import Settings
 from mmguard.server.visit import Visit, identify
+from mmguard.server.watch import Door
 from mmguard.types import Call, Finding, Guarded, Reply, Sample, Usage
 from tests.loopback import served
 from tests.upstream import Cuts, Json, app, completion, streamed, write_policy
@@ -263,6 +264,37 @@ def test_a_caller_that_leaves_counts_as_gone(tmp_path: Path) -> None:
     assert row["detail"]["answer"]["chars"] == 39
 
 
+def test_what_is_sent_after_a_caller_has_left_is_not_an_answer(tmp_path: Path) -> None:
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"fine"})
+
+    async def receive() -> Json:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    sidecar = app(upstream, write_policy(tmp_path))
+    scope = {"type": "http", "path": "/v1/x", "method": "POST", "headers": []}
+    asyncio.run(Door(answers, sidecar.state.sidecar.watch)(scope, receive, send))
+    assert read(scrape(sidecar), "requests_total", "decision") == {("gone",): 1}
+
+
+def test_a_heartbeat_is_no_first_byte(tmp_path: Path) -> None:
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.3)
+        return upstream(request)
+
+    sidecar = app(slow, write_policy(tmp_path), heartbeat=0.05)
+    (answer,) = send(sidecar, {"stream": True})
+    assert b": still here" in answer.content
+    text = scrape(sidecar)
+    assert read(text, "first_byte_seconds_sum")[()] >= 0.3
+    assert read(text, "first_byte_seconds_count") == {(): 1}
+
+
 def test_a_stream_that_breaks_after_it_began_has_failed(tmp_path: Path) -> None:
     data = streamed([{"content": "It is "}, {"content": "a red square."}])[:-120]
     policy = write_policy(tmp_path, stream={"mode": "window", "window": 4, "hold": 2})
@@ -354,10 +386,10 @@ def test_no_words_in_metrics_logs_or_audit(
     def leaky(request: httpx.Request) -> httpx.Response:
         said = {"content": secret, "vendor": secret}
         if stream:
-            end = f'data: {{"error": "{secret}"}}\n\n'.encode() if fails else b""
-            return httpx.Response(
-                200, stream=Cuts([streamed([said])[: -300 if fails else None], end])
-            )
+            frames = streamed([said]).split(b"\n\n")
+            if fails:
+                frames[2:] = [f'data: {{"error": "{secret}"}}'.encode(), b""]
+            return httpx.Response(200, stream=Cuts([b"\n\n".join(frames)]))
         return httpx.Response(200, json=completion(said, model=secret))
 
     lines.clear()
