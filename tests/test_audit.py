@@ -73,12 +73,16 @@ def everything(folder: Path) -> bytes:
 # -- what is written ------------------------------------------------------------
 
 
-def test_closing_writes_all_that_was_accepted(tmp_path: Path) -> None:
+def test_closing_writes_all_that_was_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmguard.server.audit.BATCH", 64)
     path = tmp_path / "a.db"
     with opened(path) as audit:
-        assert all(audit.offer(entry(choices=2)) for _ in range(700))
+        assert all(audit.offer(entry(choices=2, name=str(i))) for i in range(700))
     assert (audit.written, audit.lost, audit.waiting) == (1400, 0, 0)
-    assert [row["choice"] for row in rows(path)] == [0, 1] * 700
+    found = [(int(row["request"]), row["choice"]) for row in rows(path)]
+    assert found == [(i, choice) for i in range(700) for choice in (0, 1)]
     assert not audit.offer(entry())
     assert audit.lost == 1
     assert path.stat().st_mode & 0o077 == 0
