@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings as hypothesis, strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from mmguard.cli.serve import tell_access
 from mmguard.models.scripted import ScriptedDetector
 from mmguard.server import store
 from mmguard.server.app import make_app
@@ -366,6 +367,18 @@ def test_a_line_for_each_request(tmp_path: Path, lines: pytest.LogCaptureFixture
     assert {(t["request"], t["route"], t["policy"]) for t in told} == {("mine", CHAT, tag)}
     assert told[0]["first_ms"] is None
     assert told[1]["ms"] >= told[1]["first_ms"] >= told[1]["guard_ms"] > 0
+
+
+def test_the_command_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("mmguard.server.access")
+    before = log.handlers[:], log.level, log.propagate
+    try:
+        tell_access()
+        send(app(upstream, write_policy(tmp_path)), {})
+    finally:
+        log.handlers[:], log.level, log.propagate = before
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["decision"] == "pass"
 
 
 SECRETS = st.text("kqxzwKQXZW", min_size=12, max_size=20)
