@@ -154,6 +154,21 @@ def test_policies_are_read_again_all_or_none(tmp_path: Path) -> None:
     assert sidecar.policies[str(path)].refusal("") == "No."
 
 
+def test_a_new_policy_may_name_a_new_detector(tmp_path: Path) -> None:
+    path = write_policy(tmp_path)
+    model = ModelTransport(ScriptedModel(lambda request: "a red square"))
+    app = make_app(Settings(model="m", policy=str(path)), {"harm": detector()}, atransport=model)
+    write_policy(tmp_path, output=[{"detector": "phrases", "action": "block"}])
+    assert app.state.sidecar.reload()
+
+    async def call() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://side/v1") as caller:
+            return await caller.post("chat/completions", json=ASK)
+
+    assert asyncio.run(call()).status_code == 200
+
+
 def test_a_running_sidecar_reads_them_at_a_signal(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("extends: balanced\n")

@@ -58,7 +58,9 @@ class Sidecar:
     def reload(self) -> bool:
         """Every policy file again, all of them or none; requests under way keep theirs."""
         try:
-            self.policies = self.load()
+            loaded = self.load()
+            self.scoring.local.detectors.update(self.detectors)
+            self.policies = loaded
         except MmguardError as exc:
             log.error("policies stay as they were: %s", exc)
             return False
