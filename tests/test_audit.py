@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis, strategies as st
 from pydantic import ValidationError
@@ -29,7 +30,7 @@ from mmguard.server.audit import Audit
 from mmguard.server.entry import Entry
 from mmguard.server.settings import Audit as How, Settings, load_settings
 from mmguard.server.visit import Visit
-from mmguard.types import Call, Finding, Guarded, Opaque, Reply
+from mmguard.types import Call, Finding, Guarded, Opaque, Reply, Usage
 from tests.upstream import app, completion, write_policy
 from tests.world import BAD, PICTURE, ask
 
@@ -167,6 +168,18 @@ def test_any_text_can_be_kept(text: str, texts: bool, tmp_path: Path) -> None:
         audit.offer(entry(text))
     assert audit.written == 1
     assert rows(tmp_path / "a.db")[0]["detail"]["answer"].get("text", text) == text
+
+
+@pytest.mark.parametrize("usage", ["x", {"prompt_tokens": 10**30}, {"prompt_tokens": "many"}])
+def test_nonsense_of_servers_and_detectors_is_kept_out(usage: Any, tmp_path: Path) -> None:
+    """Nothing that an upstream says about tokens can stop the audit."""
+    reply = Reply("x", usage=Usage(10**30, 5))
+    found = Finding("harm", np.float32(0.5))  # type: ignore[arg-type]  # the point
+    made = entry(trail=(found,), calls=(Call("rewrite", "target", reply),))
+    with opened(tmp_path / "a.db") as audit:
+        audit.offer(Entry(made.visit, 0.5, made.request, made.answers, usage))
+    (row,) = rows(tmp_path / "a.db")
+    assert (row["prompt"], row["completion"], row["trail"][0]["score"]) == (0, 5, 0.5)
 
 
 def test_an_entry_that_cannot_be_told_is_lost_alone(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmguard import errors
 from mmguard.record import record
 from mmguard.server.settings import Redaction
-from mmguard.server.visit import Visit
+from mmguard.server.visit import Visit, number
 from mmguard.types import SPELLED, Guarded, Image, Message, Request, Text
 
 COLUMNS = frozenset({"policy", "action", "decision", "step", "trail"})
@@ -48,7 +48,8 @@ class Entry:
     def weight(self) -> int:
         """About how many bytes wait with it."""
         pictures = sum(len(image.data) for image in self.request.images)
-        return 4096 + pictures + len(self.request.text)
+        answers = sum(len(guarded.text) for guarded in self.answers.values())
+        return 4096 + pictures + len(self.request.text) + answers
 
     def rows(self, texts: bool, rules: Sequence[Redaction]) -> list[Row]:
         """One row a choice; the tokens of the drafts stand with the first."""
@@ -73,7 +74,7 @@ class Entry:
         return (
             *(visit.begun, visit.id, index, visit.route, visit.key),
             *(guarded.policy, guarded.action, guarded.decision, guarded.step),
-            *(json.dumps(value) for value in (sorted(named), trail, detail)),
+            *(json.dumps(value, default=float) for value in (sorted(named), trail, detail)),
             *more,
             *(round(self.seconds * 1e3, 3), round(spent, 3)),
         )
@@ -105,10 +106,9 @@ def spoken(message: Message) -> str:
 
 
 def tokens(guarded: Guarded, usage: Mapping[str, Any] | None) -> tuple[int, int]:
-    known = dict(usage or {})
-    prompt, completion = known.get("prompt_tokens"), known.get("completion_tokens")
-    drafts = [value if isinstance(value, int) else 0 for value in (prompt, completion)]
-    return guarded.usage.prompt + drafts[0], guarded.usage.completion + drafts[1]
+    prompt, completion = number(usage, "prompt_tokens"), number(usage, "completion_tokens")
+    own = asdict(guarded.usage)
+    return prompt + number(own, "prompt"), completion + number(own, "completion")
 
 
 # -- what may be said -----------------------------------------------------------

@@ -7,6 +7,7 @@ never anything that a caller or a model wrote. Times are in seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -14,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mmguard.detect.hazards import HAZARDS
-from mmguard.server.visit import Visit
+from mmguard.server.visit import Visit, number
 from mmguard.types import Call, Finding, Guarded
 
 if TYPE_CHECKING:
@@ -119,14 +120,9 @@ class Metrics:
 
     def call(self, call: Call) -> None:
         self.calls.labels(call.stage).inc()
-        self.tokens.labels(call.stage, "prompt").inc(call.reply.usage.prompt)
-        self.tokens.labels(call.stage, "completion").inc(call.reply.usage.completion)
-
-
-def number(usage: Mapping[str, Any] | None, name: str) -> int:
-    """A count of tokens, 0 where a server reports none or nonsense."""
-    found = usage.get(name) if isinstance(usage, Mapping) else None
-    return found if isinstance(found, int) and found > 0 else 0
+        used = asdict(call.reply.usage)
+        for _, kind in TOKENS:
+            self.tokens.labels(call.stage, kind).inc(number(used, kind))
 
 
 class Levels(Collector):

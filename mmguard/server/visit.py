@@ -93,3 +93,9 @@ VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 def identify(given: str | None) -> str:
     """The caller's own name of the request, or a new one."""
     return given if given and NAME.fullmatch(given) else uuid.uuid4().hex
+
+
+def number(usage: object, name: str) -> int:
+    """A count of tokens as a server tells it, 0 where it tells none or nonsense."""
+    found = usage.get(name) if isinstance(usage, Mapping) else None
+    return found if isinstance(found, int) and 0 < found < 2**53 else 0
