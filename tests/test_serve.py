@@ -77,6 +77,22 @@ def test_a_model_of_this_process_is_guarded(tmp_path: Path) -> None:
         assert "mended" in answer.text
 
 
+def test_it_chats_and_nothing_else(tmp_path: Path) -> None:
+    model = ScriptedModel(lambda request: "a red square")
+    settings = Settings(model="mine", policy=str(write_policy(tmp_path)))
+    app = make_app(settings, {"harm": detector()}, atransport=ModelTransport(model))
+
+    async def call(path: str, body: dict[str, Any]) -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://side/v1") as caller:
+            return await caller.post(path, json=body)
+
+    for path, body in (("completions", {"prompt": "x"}), ("messages", ASK)):
+        answer = asyncio.run(call(path, body))
+        assert answer.status_code == 404
+        assert "chat/completions alone" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_its_failures_have_a_status(stream: bool, tmp_path: Path) -> None:
     def bad(request: AnyRequest) -> str:

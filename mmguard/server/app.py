@@ -12,14 +12,30 @@ from fastapi import FastAPI, Request as Call
 from fastapi.responses import JSONResponse
 
 from mmguard.errors import MmguardError
-from mmguard.server import chat, watch
+from mmguard.server import (
+    chat,
+    claude,
+    completions,
+    detections,
+    guardrail,
+    moderations,
+    watch,
+)
 from mmguard.server.failures import tell
 from mmguard.server.settings import Settings
 from mmguard.server.sidecar import Sidecar
 from mmguard.types import Detector
 
 # Each makes a router over one sidecar.
-ROUTES = (chat.routes, watch.routes)
+ROUTES = (
+    chat.routes,
+    completions.routes,
+    claude.routes,
+    moderations.routes,
+    guardrail.routes,
+    detections.routes,
+    watch.routes,
+)
 
 
 def make_app(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request as Call
@@ -20,6 +20,7 @@ from mmguard.policy import Policy
 from mmguard.server import wire
 from mmguard.server.exchange import Branch, Exchange, Feed
 from mmguard.server.failures import demand, tell
+from mmguard.server.form import Form
 from mmguard.server.sidecar import Sidecar
 from mmguard.server.speech import Speech
 from mmguard.types import Guarded, Usage
@@ -80,20 +81,20 @@ async def whole(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Respons
     if all(guarded.action == "pass" for guarded in answers):
         return Response(raw, 200, PLAIN | told)
     in_content = sidecar.settings.refusal_in_content
-    return Response(wire.dump(rewrite(body, answers, in_content)), 200, PLAIN | told)
+    return Response(wire.dump(rewrite(body, answers, exchange.form, in_content)), 200, PLAIN | told)
 
 
 def blank(exchange: Exchange) -> wire.Json:
     """A completion that the upstream was never asked for."""
-    made = wire.empty(str(exchange.body.get("model", "")))
-    choices = [{"index": i, "message": {}} for i in range(exchange.choices)]
+    made = wire.empty(str(exchange.body.get("model", "")), exchange.form.kind)
+    choices = [{"index": i} for i in range(exchange.choices)]
     return {**made, "choices": choices, "usage": wire.usage_of(Usage())}
 
 
-def rewrite(body: wire.Json, answers: list[Guarded], in_content: bool) -> wire.Json:
+def rewrite(body: wire.Json, answers: list[Guarded], form: Form, in_content: bool) -> wire.Json:
     """The upstream's completion with its harmful choices mended or refused."""
     choices = [
-        wire.mend(choice, answers[choice.get("index", i)], in_content)
+        form.mend(choice, answers[choice.get("index", i)], in_content)
         for i, choice in enumerate(body["choices"])
     ]
     usage = wire.add_usage(body.get("usage"), wire.extra_usage(answers))
@@ -114,8 +115,21 @@ def headers(answers: list[Guarded], start: float) -> dict[str, str]:
 
 
 async def streamed(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Response:
+    return await begin(sidecar, policy, speak(sidecar, exchange, policy))
+
+
+def broken(exc: MmguardError) -> bytes:
+    """How a stream ends that fails after its head."""
+    return sse.frame(wire.dump(tell(exc)[1])) + sse.DONE
+
+
+async def begin(
+    sidecar: Sidecar,
+    policy: Policy,
+    pieces: AsyncGenerator[bytes, None],
+    fail: Callable[[MmguardError], bytes] = broken,
+) -> Response:
     """The head waits for the first bytes, or a heartbeat: what fails before has a status."""
-    pieces = speak(sidecar, exchange, policy)
     first = asyncio.ensure_future(anext(pieces))
     done, _ = await asyncio.wait({first}, timeout=sidecar.settings.heartbeat)
     if done:
@@ -125,11 +139,15 @@ async def streamed(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Resp
             await pieces.aclose()
             raise
     told = {"x-mmguard-policy": policy.tag}
-    return StreamingResponse(beat(first, pieces, sidecar.settings.heartbeat), 200, STREAM | told)
+    spoken = beat(first, pieces, sidecar.settings.heartbeat, fail)
+    return StreamingResponse(spoken, 200, STREAM | told)
 
 
 async def beat(
-    first: asyncio.Future[bytes], pieces: AsyncGenerator[bytes, None], seconds: float
+    first: asyncio.Future[bytes],
+    pieces: AsyncGenerator[bytes, None],
+    seconds: float,
+    fail: Callable[[MmguardError], bytes],
 ) -> AsyncGenerator[bytes, None]:
     """The pieces, a comment wherever they take long, an error event if they fail."""
     waiting: asyncio.Future[bytes] = first
@@ -144,8 +162,7 @@ async def beat(
     except StopAsyncIteration:
         return
     except MmguardError as exc:
-        _, body, _ = tell(exc)
-        yield sse.frame(wire.dump(body)) + sse.DONE
+        yield fail(exc)
     finally:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -159,7 +176,7 @@ async def speak(
     async with sidecar.room():
         branches = [Branch(exchange, i, sidecar.scoring) for i in range(exchange.choices)]
         feed = Feed(exchange, branches)
-        in_content = sidecar.settings.refusal_in_content
+        in_content = exchange.form.bare or sidecar.settings.refusal_in_content
         speeches = [Speech(branch, feed, in_content) for branch in branches]
         with sidecar.watch.speaking(feed, speeches):
             async with aclosing(merge(feed, speeches, policy)) as pieces:
@@ -169,7 +186,9 @@ async def speak(
         yield b"".join(usage_frames(feed, answers)) + sse.DONE
 
 
-async def merge(feed: Feed, speeches: list[Speech], policy: Policy) -> AsyncGenerator[bytes, None]:
+async def merge(
+    feed: Feed, speeches: Sequence[Speech], policy: Policy
+) -> AsyncGenerator[bytes, None]:
     """What the choices send, as it comes. The upstream is left when none needs it any more."""
     queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
     tasks = [asyncio.ensure_future(pour(speech, policy, queue)) for speech in speeches]

@@ -14,9 +14,10 @@ from typing import Any
 from mmguard import sse
 from mmguard.drive import AsyncPieces
 from mmguard.errors import ModelError
-from mmguard.models.openai import CHAT, OpenAIModel, load, refused
-from mmguard.runtime import Concurrent
+from mmguard.models.openai import OpenAIModel, load, refused
+from mmguard.runtime import AsyncModel, Concurrent
 from mmguard.server import wire
+from mmguard.server.form import CHAT, Form
 from mmguard.server.ledger import Ledger
 from mmguard.types import AnyRequest, Finding, Reply, Request, Sample
 
@@ -27,8 +28,10 @@ OWN = frozenset({"n", "stream", "stream_options", "model"})
 class Exchange:
     """The caller's body with its pictures inlined, the request that it says, and the upstream."""
 
-    def __init__(self, upstream: OpenAIModel, body: wire.Json, request: Request) -> None:
-        self.upstream, self.body, self.request = upstream, body, request
+    def __init__(
+        self, upstream: OpenAIModel, body: wire.Json, request: Request, form: Form = CHAT
+    ) -> None:
+        self.upstream, self.body, self.request, self.form = upstream, body, request, form
         self.choices = wire.count(body)
         self.answer: asyncio.Task[tuple[bytes, wire.Json]] | None = None
         self.wanted = asyncio.Event()
@@ -44,15 +47,18 @@ class Exchange:
     async def post(self) -> tuple[bytes, wire.Json]:
         with self.upstream.reported():
             response = await self.upstream.aclient.post(
-                CHAT, content=wire.dump(self.body), headers=self.headers
+                self.form.path, content=wire.dump(self.body), headers=self.headers
             )
         if response.status_code != 200:
             raise refused(response.status_code, response.content)
         body = load(response.content)
         choices = body.get("choices")
-        if not isinstance(choices, list) or not all(map(is_choice, choices)):
+        if not isinstance(choices, list) or not all(map(self.is_choice, choices)):
             raise ModelError("the server's completion has no choices", body=response.content)
         return response.content, body
+
+    def is_choice(self, choice: Any) -> bool:
+        return isinstance(choice, dict) and isinstance(self.form.whole(choice), Mapping)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -70,13 +76,9 @@ class Exchange:
         if not self.readers:
             self.leave()
 
-    def model(self) -> OpenAIModel:
+    def model(self) -> AsyncModel:
         """The upstream under the name that the caller asked for."""
         return self.upstream.named(str(self.body.get("model", self.upstream.name)))
-
-
-def is_choice(choice: Any) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
 
 
 class Branch:
@@ -94,8 +96,8 @@ class Branch:
         found = [c for i, c in enumerate(body["choices"]) if c.get("index", i) == self.index]
         if not found:
             raise ModelError(f"the server's completion has no choice {self.index}")
-        text, finish = wire.text_of(found[0]["message"]), found[0].get("finish_reason")
-        return Reply(text, finish or "stop", raw=found[0])
+        text = wire.text_of(self.exchange.form.whole(found[0]))
+        return Reply(text, found[0].get("finish_reason") or "stop", raw=found[0])
 
     async def score(self, detector: str, sample: Sample) -> Finding:
         return await self.detectors.score(detector, sample)
@@ -115,7 +117,7 @@ class Branch:
                     raise item
                 raw, choice = item
                 finish = choice.get("finish_reason") or finish
-                delta = choice.get("delta")
+                delta = self.exchange.form.piece(choice)
                 if piece := self.ledger.add(raw, delta if isinstance(delta, Mapping) else {}):
                     yield piece
         finally:
@@ -164,7 +166,7 @@ class Feed:
         upstream, content = self.exchange.upstream, wire.dump(self.exchange.body)
         with upstream.reported():
             async with upstream.aclient.stream(
-                "POST", CHAT, content=content, headers=self.exchange.headers
+                "POST", self.exchange.form.path, content=content, headers=self.exchange.headers
             ) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, await response.aread())

@@ -28,10 +28,14 @@ class Refused(MmguardError):
 def demand(guarded: Guarded) -> None:
     """Raises `Refused` where a detector failed and the policy lets nothing out unchecked."""
     if failed := wire.failure(guarded):
-        log.error("detector %s failed", failed.detector)
-        log.debug("%s", failed.error)
-        told = "the guard cannot check this answer now"
-        raise Refused(503, "guard_unavailable", told, wait="5")
+        raise unavailable(failed.detector, failed.error)
+
+
+def unavailable(detector: str, error: str) -> Refused:
+    """A detector failed: nothing is said about what it should have looked at."""
+    log.error("detector %s failed", detector)
+    log.debug("%s", error)
+    return Refused(503, "guard_unavailable", "the guard cannot check this answer now", wait="5")
 
 
 def picture_error(exc: ImageError) -> wire.Json:

@@ -14,6 +14,7 @@ import httpx
 from mmguard import messages
 from mmguard.drive import AsyncPieces
 from mmguard.errors import InputError, ModelError
+from mmguard.models.openai import CHAT
 from mmguard.runtime import Concurrent, Local
 from mmguard.server import wire
 from mmguard.sse import DONE, frame
@@ -34,6 +35,9 @@ class ModelTransport(httpx.AsyncBaseTransport):
         if request.method == "GET":
             entry = {"id": self.model.name, "object": "model", "created": 0, "owned_by": "mmguard"}
             return answer(200, {"object": "list", "data": [entry]})
+        if not request.url.path.endswith(CHAT):
+            told = f"the model of this process answers /v1/{CHAT} alone"
+            return answer(404, wire.error(told, "invalid_request_error"))
         try:
             body = wire.load(await request.aread())
             if body.get("stream") is True:

@@ -36,7 +36,6 @@ class Sidecar:
         self.upstream = OpenAIModel(
             settings.upstream or "http://inside/v1",
             "default",
-            key=settings.upstream_key,
             timeout=settings.timeout,
             **http,
         )
@@ -72,7 +71,8 @@ class Sidecar:
         settings = self.settings
         if not settings.keys:
             return self.watch.under(self.policies[settings.policy])
-        bearer = settings.bearer(call.headers.get("authorization", ""))
+        key = call.headers.get("x-api-key", "")
+        bearer = settings.bearer(call.headers.get("authorization", key))
         if bearer is None:
             raise Refused(
                 401,
@@ -86,10 +86,10 @@ class Sidecar:
 
     def forward(self, call: Call) -> OpenAIModel:
         """The upstream, asked with the caller's own key where none is set."""
-        given = call.headers.get("authorization")
-        if given and not self.settings.upstream_key and not self.settings.keys:
-            return self.upstream.bearing(given)
-        return self.upstream
+        given, key = call.headers.get("authorization"), self.settings.upstream_key
+        if key:
+            return self.upstream.bearing(f"Bearer {key}")
+        return self.upstream.bearing(given) if given and not self.settings.keys else self.upstream
 
     @asynccontextmanager
     async def room(self) -> AsyncIterator[None]:

@@ -67,10 +67,8 @@ class Speech:
     def chunk(self, delta: wire.Json, finish: str | None = None) -> bytes:
         if not self.begun:
             self.begun, delta = True, {"role": "assistant", **delta}
-        choice = {"index": self.branch.index, "delta": delta, "finish_reason": finish}
+        form = self.branch.exchange.form
+        choice = {"index": self.branch.index, **form.write(delta), "finish_reason": finish}
         shared = {k: v for k, v in self.feed.first.items() if k not in ("choices", "usage")}
-        made = wire.empty(str(self.branch.exchange.body.get("model", "")), CHUNK)
+        made = wire.empty(str(self.branch.exchange.body.get("model", "")), form.chunk)
         return frame(wire.dump({**made, **shared, "choices": [choice]}))
-
-
-CHUNK = "chat.completion.chunk"

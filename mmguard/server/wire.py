@@ -122,7 +122,8 @@ def finish_of(guarded: Guarded) -> str:
 
 def empty(model: str, kind: str = "chat.completion") -> Json:
     """A completion that no model was asked for."""
-    made = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
+    name = f"{'chat' if kind.startswith('chat') else ''}cmpl-{uuid.uuid4().hex}"
+    made = {"id": name, "object": kind, "created": int(time.time())}
     return {**made, "model": model}
 
 
