@@ -32,6 +32,7 @@ from tests.talks import (
     well_formed,
     words,
 )
+from tests.test_audit import rows, until
 from tests.upstream import Json, client, write_policy
 from tests.world import BAD, png
 
@@ -335,3 +336,22 @@ def test_a_chat_s_answer_is_no_message(tmp_path: Path) -> None:
     answer = post(says({"choices": []}), write_policy(tmp_path))
     assert answer.status_code == 502
     assert answer.json()["error"]["type"] == "api_error"
+
+
+# -- the record ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_every_message_is_recorded(streamed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    handler = says(stream(talk(f"a {BAD} word")) if streamed else message(words(BAD)))
+
+    async def call() -> None:
+        kept = {"path": str(path)}
+        async with client(handler, write_policy(tmp_path), audit=kept) as caller:
+            await caller.post("messages", json={**ASK, "stream": streamed})
+
+    asyncio.run(call())
+    until(lambda: path.exists() and bool(rows(path)))
+    [row] = rows(path)
+    assert (row["action"], row["decision"]) == ("block", "block")

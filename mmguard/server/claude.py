@@ -145,6 +145,7 @@ async def whole(sidecar: Sidecar, talk: Talk, policy: Policy) -> Response:
         guarded = await drive.arun(guard(talk.request, policy), branch)
     finally:
         talk.leave()
+    sidecar.watch.note(talk, [guarded])
     demand(guarded)
     told = PLAIN | headers([guarded], start)
     raw, message = b"", blocks.empty(str(talk.body.get("model", "")))
@@ -164,9 +165,11 @@ async def speak(sidecar: Sidecar, talk: Talk, policy: Policy) -> AsyncGenerator[
     async with sidecar.room():
         branch = Branch(talk, 0, sidecar.scoring)
         feed = Events(talk, [branch])
-        async with aclosing(merge(feed, [Turn(branch, feed, True)], policy)) as pieces:
-            async for piece in pieces:
-                yield piece
+        turns = [Turn(branch, feed, True)]
+        with sidecar.watch.speaking(feed, turns):
+            async with aclosing(merge(feed, turns, policy)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
 
 def broken(exc: MmguardError) -> bytes:
