@@ -36,8 +36,8 @@ def within(seconds: float | None, work: Callable[[], T], late: Exception) -> T:
     def target() -> None:
         try:
             results.append(work())
-        except Exception as exc:
-            results.append(exc)
+        except BaseException as exc:
+            results.append(tame(exc))
 
     thread = Work(target, "mmguard-within")
     thread.start()
@@ -48,6 +48,11 @@ def within(seconds: float | None, work: Callable[[], T], late: Exception) -> T:
     if isinstance(results[0], Exception):
         raise results[0]
     return results[0]
+
+
+def tame(error: BaseException) -> Exception:
+    """An exit, or a panic of native code, of a thread as a failure of its work."""
+    return error if isinstance(error, Exception) else RuntimeError(f"the work ended by {error!r}")
 
 
 async def awithin(seconds: float | None, work: Awaitable[T], late: Exception) -> T:

@@ -10,6 +10,7 @@ A block is never an exception: it is a `Guarded` value.
     ├── UnknownName       whoever wrote the name of a detector, model, step or policy
     ├── BundleError       whoever ships the bundle: do not trust its scores
     ├── DetectorError     a detector failed while scoring; inside a flow this is `on_error`
+    │   └── LateDetector  ... by taking longer than it may
     ├── ModelError        a model failed; `status` and `body` are its server's, where it has one
     ├── StepError         a repair step has no answer; inside a flow the next step is tried
     ├── DeadlineError     a repair step took too long; inside a flow the next step is tried
@@ -77,6 +78,10 @@ class StepError(MmguardError):
 
 class DeadlineError(MmguardError):
     """An ask that outlasted the deadline of its repair step."""
+
+
+class LateDetector(DetectorError, DeadlineError):
+    """A detector that took longer than it may: to ask it again, row by row, is to wait again."""
 
 
 class BatchError(MmguardError):

@@ -104,7 +104,7 @@ def parse_uri(uri: str) -> bytes:
 
 def unbase64(text: str | bytes) -> bytes:
     """The bytes of base64 in either alphabet, padded or not, with or without white space."""
-    words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+    words = text.decode("ascii", "replace") if isinstance(text, bytes) else str(text)
     packed = "".join(words.split()).rstrip("=")
     try:
         plain = packed.replace("-", "+").replace("_", "/")

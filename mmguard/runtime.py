@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from mmguard.clock import Work, within
+from mmguard.clock import Work, tame, within
 from mmguard.drive import AsyncPieces, Pieces
-from mmguard.errors import DetectorError, UnknownName
+from mmguard.errors import DeadlineError, DetectorError, LateDetector, UnknownName
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Local:
     def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
         found = lookup("detector", self.detectors, detector)
         start = time.perf_counter()
-        late = DetectorError(f"detector {detector!r} took longer than {self.timeout} s")
+        late = LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
         findings = within(self.timeout, lambda: found.score(samples), late)
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
@@ -141,11 +141,13 @@ class Lane(Generic[Item, T]):
             if len(results) != len(members):
                 raise DetectorError(f"{len(results)} answers for {len(members)} rows")
         except Exception as exc:
-            if len(members) > 1:
+            if len(members) > 1 and not isinstance(exc, DeadlineError):
                 for member in members:
                     await self.settle([member])
-            elif not members[0][1].done():
-                members[0][1].set_exception(exc)
+                return
+            for _, future in members:
+                if not future.done():
+                    future.set_exception(exc)
             return
         for (_, future), result in zip(members, results, strict=True):
             if not future.done():
@@ -169,8 +171,8 @@ async def in_thread(work: Callable[[], T], waiting: Sequence[asyncio.Future[Any]
         result, error = None, None
         try:
             result = work()
-        except Exception as exc:
-            error = exc
+        except BaseException as exc:
+            error = tame(exc)
         # The loop may be gone by now; then nobody waits either.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)

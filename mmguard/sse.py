@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LINE = re.compile(rb"\r\n|\n|\r(?!\Z)")
+LINE = re.compile(rb"\r\n?|\n")
 BOM = b"\xef\xbb\xbf"
 DONE = b"data: [DONE]\n\n"
 
@@ -23,28 +23,44 @@ class Event:
 
 
 class Parser:
-    """The events of one stream. An event that the stream's end cuts short is none."""
+    """The events of one stream. An event that the stream's end cuts short is none.
+
+    Each byte is looked at once: pieces of a line or an event are put together at its end.
+    """
 
     def __init__(self) -> None:
-        self.rest, self.raw, self.data = b"", b"", list[bytes]()
-        self.started = False
+        self.line, self.raw, self.data = list[bytes](), list[bytes](), list[bytes]()
+        self.head, self.started, self.returned = b"", False, False
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that these bytes complete, comments and events without data left out."""
-        self.rest += data
-        if not self.started:
-            if BOM.startswith(self.rest) and len(self.rest) < len(BOM):
-                return
-            self.started, self.rest = True, self.rest.removeprefix(BOM)
-        place = 0
-        for end in LINE.finditer(self.rest):
-            line, place = self.rest[place : end.start()], end.end()
-            self.raw += line + end[0]
-            if not line and (event := self.close()):
-                yield event
-            elif line:
+        if not (data := self.begin(data)):
+            return
+        # A line feed after a carriage return belongs to the end of a line that was taken.
+        place = 1 if self.returned and data.startswith(b"\n") else 0
+        self.raw.append(data[:place])
+        for end in LINE.finditer(data, place):
+            self.raw.append(data[place : end.end()])
+            line = b"".join([*self.line, data[place : end.start()]])
+            place = end.end()
+            self.line.clear()
+            if line:
                 self.take(line)
-        self.rest = self.rest[place:]
+            elif event := self.close():
+                yield event
+        self.line.append(data[place:])
+        self.raw.append(data[place:])
+        self.returned = data.endswith(b"\r")
+
+    def begin(self, data: bytes) -> bytes:
+        """The bytes, once it is clear that no byte order mark leads them."""
+        if self.started:
+            return data
+        self.head += data
+        if len(self.head) < len(BOM) and BOM.startswith(self.head):
+            return b""
+        self.started = True
+        return self.head.removeprefix(BOM)
 
     def take(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
@@ -53,8 +69,8 @@ class Parser:
 
     def close(self) -> Event | None:
         """The event that an empty line ends, if it has data."""
-        event = Event(b"\n".join(self.data), self.raw) if self.data else None
-        self.data, self.raw = [], b""
+        event = Event(b"\n".join(self.data), b"".join(self.raw)) if self.data else None
+        self.data, self.raw = [], []
         return event
 
 

@@ -41,10 +41,14 @@ def question(policy: Policy, check: Check, sample: Sample) -> Generate | Score:
 def weigh(policy: Policy, check: Check, answer: Answer, stage: str) -> Finding:
     """The answer as a finding with its threshold and the action it leads to."""
     finding = read_answer(policy, check, answer)
-    if finding.error or not is_probability(finding.score):
+    if finding.error or not all(map(is_probability, scores(finding))):
         return fail(policy, check, finding, stage)
     action = decide(check, finding)
     return replace(finding, stage=stage, threshold=check.threshold, action=action)
+
+
+def scores(finding: Finding) -> Iterable[object]:
+    return (finding.score, *finding.categories.values())
 
 
 def is_probability(score: object) -> bool:
@@ -66,7 +70,8 @@ def read_answer(policy: Policy, check: Check, answer: Answer) -> Finding:
 
 
 def fail(policy: Policy, check: Check, finding: Finding, stage: str) -> Finding:
-    error = (finding.error or f"score {finding.score} is not from 0 to 1")[:300]
+    wrong = next((s for s in scores(finding) if not is_probability(s)), None)
+    error = (finding.error or f"score {wrong} is not from 0 to 1")[:300]
     action = check.on_error or policy.on_error
     return Finding(check.detector, 1.0, "error", error=error, stage=stage, action=action)
 

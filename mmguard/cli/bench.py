@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -146,8 +147,73 @@ def tell_rest(made: Mapping[str, Any]) -> Iterable[str]:
         yield f"{kind} answers: {'; '.join(told)}."
     if made["unshared"]:
         yield f"No prompt is reused: {made['unshared']}."
-    yield "; ".join(f"{name} {value}" for name, value in made["machine"].items())
+    yield tell_facts(made["machine"])
 
 
 def spell(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{how} {count}" for how, count in counts.items())
+
+
+@bench.command("server")
+def time_server(
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="phrases, a preset or a policy file; may be given often."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Each with the arms in another order.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="For one arm and one kind of traffic, each round.")
+    ] = 0.5,
+    to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """What the sidecar adds to a request, beside a mock upstream asked directly in one run."""
+    from mmguard.bench_server import POLICIES, Plans, bench_server
+
+    with busy("measuring"):
+        made = asyncio.run(bench_server(Plans(tuple(policy or POLICIES), rounds, seconds)))
+    if to:
+        to.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    columns = ("picture", "answer", "at once", "arm", "p50 ms", "p95", "p99", "added p50", "/s")
+    tabulate("a request, direct and through the sidecar", columns, server_lines(made["cells"]))
+    for arm, found in made["leaks"].items():
+        memory = made["memory"][arm]
+        told = f"{found['leaked']} of {found['asked']} harmful answers left"
+        told += f"; {memory['warm_mib']} MiB when warm, {memory['end_mib']} MiB at the end"
+        out.print(f"{escape(arm)}: {told}", soft_wrap=True)
+    out.print(escape(f"client: {made['client']}"), soft_wrap=True)
+    out.print(escape(tell_facts(made["machine"])), soft_wrap=True)
+
+
+def server_lines(cells: Iterable[Mapping[str, Any]]) -> Iterable[Iterable[Any]]:
+    for cell in cells:
+        picture = f"{cell['body']} KiB" if cell["body"] else "none"
+        how = "stream" if cell["stream"] else "whole"
+        times = (f"{cell[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms", "added_p50_ms"))
+        yield picture, how, cell["workers"], cell["arm"], *times, f"{cell['per_s']:.0f}"
+
+
+@bench.command()
+def soak(
+    requests: Annotated[int, typer.Option(min=100, help="Faults among them.")] = 5000,
+    workers: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    policy: Annotated[str, typer.Option(help="phrases, a preset or a policy file.")] = "phrases",
+    to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """Whether a sidecar under faults keeps memory, files or tasks, and whether harm gets out."""
+    from mmguard.bench_soak import bench_soak
+
+    with busy("soaking"):
+        made = asyncio.run(bench_soak(requests, workers, policy))
+    if to:
+        to.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    columns = ("held", "after warm-up", "halfway", "at the end")
+    lines = ((name, *(stage[name] for stage in made["held"])) for name in made["held"][0])
+    tabulate(f"{made['requests']} requests by {made['policy']}", columns, lines)
+    out.print(
+        escape(f"answers: {spell(made['answers'])}; leaked: {made['leaked']}"), soft_wrap=True
+    )
+    out.print(escape(tell_facts(made["machine"])), soft_wrap=True)
+
+
+def tell_facts(machine: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in machine.items())

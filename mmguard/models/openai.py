@@ -169,7 +169,7 @@ def write_part(part: Any) -> Any:
 def load(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ModelError(f"the server sent no JSON: {data[:80]!r}", body=data) from exc
     if not isinstance(value, dict):
         raise ModelError(f"the server sent {type(value).__name__}, not an object", body=data)

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request as Call
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from mmguard.errors import MmguardError
 from mmguard.server import (
@@ -20,6 +21,7 @@ from mmguard.server import (
     guardrail,
     moderations,
     watch,
+    wire,
 )
 from mmguard.server.failures import tell
 from mmguard.server.settings import Settings
@@ -69,11 +71,18 @@ def make_app(
         tags = sorted(policy.tag for policy in sidecar.policies.values())
         return {"status": "ok", "policies": tags}
 
-    app.add_exception_handler(MmguardError, explain)
+    for kind in (MmguardError, Exception):
+        app.add_exception_handler(kind, explain)
+    app.add_exception_handler(ClientDisconnect, nobody)
     app.add_middleware(watch.Door, watch=sidecar.watch)
     return app
 
 
-async def explain(call: Call, exc: Exception) -> JSONResponse:
+async def explain(call: Call, exc: Exception) -> Response:
     status, body, more = tell(exc)
-    return JSONResponse(body, status, dict(more))
+    return Response(wire.dump(body), status, {"content-type": "application/json", **more})
+
+
+async def nobody(call: Call, exc: Exception) -> Response:
+    """The caller has left: nobody reads this."""
+    return Response(status_code=499)

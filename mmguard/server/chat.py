@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request as Call
 from fastapi.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from mmguard import drive, guard, sse
-from mmguard.errors import MmguardError
 from mmguard.policy import Policy
 from mmguard.server import wire
-from mmguard.server.exchange import Branch, Exchange, Feed
+from mmguard.server.exchange import Branch, Exchange, Feed, place
 from mmguard.server.failures import demand, tell
 from mmguard.server.form import Form
 from mmguard.server.sidecar import Sidecar
 from mmguard.server.speech import Speech
 from mmguard.types import Guarded, Usage
 
+T = TypeVar("T")
+Fail = Callable[[Exception], bytes]
 PLAIN = {"content-type": "application/json"}
 STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 STREAM |= {"x-accel-buffering": "no"}
@@ -51,12 +55,35 @@ def routes(sidecar: Sidecar) -> APIRouter:
 async def answered(sidecar: Sidecar, call: Call) -> Response:
     """One request, whole or streamed."""
     policy = sidecar.policy(call)
-    body = await sidecar.read(call)
-    exchange = await sidecar.exchange(call, body)
-    if body.get("stream") is True:
-        return await streamed(sidecar, exchange, policy)
+    exchange = await sidecar.exchange(call, await sidecar.read(call))
+    if exchange.body.get("stream") is True:
+        return await streamed(sidecar, exchange, policy, call)
     async with sidecar.room():
-        return await whole(sidecar, exchange, policy)
+        return await attended(call, whole(sidecar, exchange, policy))
+
+
+async def attended(call: Call, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. Raises `ClientDisconnect`, and ends the work, when the caller leaves."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(departure(call))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        await end(task, gone)
+
+
+async def departure(call: Call) -> None:
+    while (await call.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancelled, and waited for."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # -- whole --------------------------------------------------------------------
@@ -65,14 +92,16 @@ async def answered(sidecar: Sidecar, call: Call) -> Response:
 async def whole(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Response:
     """A flow for each choice, all at once; what all pass goes back as it came."""
     start = time.perf_counter()
+    branches = [Branch(exchange, i, sidecar.scoring) for i in range(exchange.choices)]
     flows = [
-        drive.arun(guard(exchange.request, policy), Branch(exchange, i, sidecar.scoring))
-        for i in range(exchange.choices)
+        asyncio.ensure_future(drive.arun(guard(exchange.request, policy), branch))
+        for branch in branches
     ]
     try:
         answers = await asyncio.gather(*flows)
     finally:
         exchange.leave()
+        await end(*flows)
     sidecar.watch.note(exchange, answers)
     for guarded in answers:
         demand(guarded)
@@ -94,7 +123,7 @@ def blank(exchange: Exchange) -> wire.Json:
 def rewrite(body: wire.Json, answers: list[Guarded], form: Form, in_content: bool) -> wire.Json:
     """The upstream's completion with its harmful choices mended or refused."""
     choices = [
-        form.mend(choice, answers[choice.get("index", i)], in_content)
+        form.mend(choice, answers[place(choice, i)], in_content)
         for i, choice in enumerate(body["choices"])
     ]
     usage = wire.add_usage(body.get("usage"), wire.extra_usage(answers))
@@ -114,11 +143,11 @@ def headers(answers: list[Guarded], start: float) -> dict[str, str]:
 # -- streamed -----------------------------------------------------------------
 
 
-async def streamed(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Response:
-    return await begin(sidecar, policy, speak(sidecar, exchange, policy))
+async def streamed(sidecar: Sidecar, exchange: Exchange, policy: Policy, call: Call) -> Response:
+    return await begin(sidecar, policy, call, speak(sidecar, exchange, policy))
 
 
-def broken(exc: MmguardError) -> bytes:
+def broken(exc: Exception) -> bytes:
     """How a stream ends that fails after its head."""
     return sse.frame(wire.dump(tell(exc)[1])) + sse.DONE
 
@@ -126,47 +155,66 @@ def broken(exc: MmguardError) -> bytes:
 async def begin(
     sidecar: Sidecar,
     policy: Policy,
+    call: Call,
     pieces: AsyncGenerator[bytes, None],
-    fail: Callable[[MmguardError], bytes] = broken,
+    fail: Fail = broken,
 ) -> Response:
     """The head waits for the first bytes, or a heartbeat: what fails before has a status."""
-    first = asyncio.ensure_future(anext(pieces))
-    done, _ = await asyncio.wait({first}, timeout=sidecar.settings.heartbeat)
-    if done:
-        try:
-            first.result()
-        except BaseException:
-            await pieces.aclose()
-            raise
-    told = {"x-mmguard-policy": policy.tag}
-    spoken = beat(first, pieces, sidecar.settings.heartbeat, fail)
-    return StreamingResponse(spoken, 200, STREAM | told)
-
-
-async def beat(
-    first: asyncio.Future[bytes],
-    pieces: AsyncGenerator[bytes, None],
-    seconds: float,
-    fail: Callable[[MmguardError], bytes],
-) -> AsyncGenerator[bytes, None]:
-    """The pieces, a comment wherever they take long, an error event if they fail."""
-    waiting: asyncio.Future[bytes] = first
+    beat = Beat(pieces, sidecar.settings.heartbeat, fail)
     try:
-        while True:
-            done, _ = await asyncio.wait({waiting}, timeout=seconds)
-            if not done:
-                yield b": still here\n\n"
-                continue
-            yield waiting.result()
-            waiting = asyncio.ensure_future(anext(pieces))
-    except StopAsyncIteration:
-        return
-    except MmguardError as exc:
-        yield fail(exc)
-    finally:
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        await pieces.aclose()
+        await attended(call, beat.begin())
+    except BaseException:
+        await beat.close()
+        raise
+    return Spoken(beat, {"x-mmguard-policy": wire.spell(policy.tag)})
+
+
+class Spoken(StreamingResponse):
+    """A stream that is closed however it ends, even where it never began."""
+
+    def __init__(self, beat: Beat, told: dict[str, str]) -> None:
+        super().__init__(beat.run(), 200, STREAM | told)
+        self.beat = beat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.beat.close()
+
+
+class Beat:
+    """The pieces, a comment wherever they take long, an error event if they fail."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], seconds: float, fail: Fail) -> None:
+        self.pieces, self.seconds, self.fail = pieces, seconds, fail
+        self.waiting: asyncio.Future[bytes] = asyncio.ensure_future(anext(pieces))
+
+    async def begin(self) -> None:
+        """Until the first piece or the first beat. Raises what failed before either."""
+        if await self.due():
+            self.waiting.result()
+
+    async def due(self) -> bool:
+        done, _ = await asyncio.wait({self.waiting}, timeout=self.seconds)
+        return bool(done)
+
+    async def run(self) -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                if not await self.due():
+                    yield b": still here\n\n"
+                    continue
+                yield self.waiting.result()
+                self.waiting = asyncio.ensure_future(anext(self.pieces))
+        except StopAsyncIteration:
+            return
+        except Exception as exc:
+            yield self.fail(exc)
+
+    async def close(self) -> None:
+        await end(self.waiting)
+        await self.pieces.aclose()
 
 
 async def speak(
@@ -181,7 +229,8 @@ async def speak(
         with sidecar.watch.speaking(feed, speeches):
             async with aclosing(merge(feed, speeches, policy)) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    yield feed.lead + piece
+                    feed.lead = b""
         answers = [speech.guarded for speech in speeches if speech.guarded]
         yield b"".join(usage_frames(feed, answers)) + sse.DONE
 

@@ -21,7 +21,7 @@ from mmguard.errors import ImageError, MmguardError, ModelError
 from mmguard.models.openai import OpenAIModel, load, refused
 from mmguard.policy import Policy
 from mmguard.server import blocks, wire
-from mmguard.server.chat import PLAIN, begin, headers, merge
+from mmguard.server.chat import PLAIN, attended, begin, headers, merge
 from mmguard.server.exchange import Branch, Exchange, Feed
 from mmguard.server.failures import demand, tell
 from mmguard.server.form import Form
@@ -59,11 +59,11 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
 async def answered(sidecar: Sidecar, call: Call) -> Response:
     policy = sidecar.policy(call)
-    talk = await open_talk(sidecar, call, await sidecar.read(call))
+    talk = await open_talk(sidecar, call, await sidecar.body(call))
     if talk.body.get("stream") is True:
-        return await begin(sidecar, policy, speak(sidecar, talk, policy), broken)
+        return await begin(sidecar, policy, call, speak(sidecar, talk, policy), broken)
     async with sidecar.room():
-        return await whole(sidecar, talk, policy)
+        return await attended(call, whole(sidecar, talk, policy))
 
 
 async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Talk:
@@ -172,7 +172,7 @@ async def speak(sidecar: Sidecar, talk: Talk, policy: Policy) -> AsyncGenerator[
                     yield piece
 
 
-def broken(exc: MmguardError) -> bytes:
+def broken(exc: Exception) -> bytes:
     status, body, _ = tell(exc)
     return blocks.event("error", error=blocks.error(status, body)["error"])
 

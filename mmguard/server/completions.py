@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from mmguard import messages
 from mmguard.errors import InputError
 from mmguard.server import wire
-from mmguard.server.chat import streamed, whole
+from mmguard.server.chat import attended, streamed, whole
 from mmguard.server.exchange import Exchange
 from mmguard.server.form import PLAIN
 from mmguard.server.sidecar import Sidecar
@@ -24,12 +24,12 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(call: Call) -> Response:
         policy = sidecar.policy(call)
-        body = await sidecar.read(call)
+        body = await sidecar.body(call)
         exchange = Exchange(sidecar.forward(call), body, read(body), PLAIN)
         if body.get("stream") is True:
-            return await streamed(sidecar, exchange, policy)
+            return await streamed(sidecar, exchange, policy, call)
         async with sidecar.room():
-            return await whole(sidecar, exchange, policy)
+            return await attended(call, whole(sidecar, exchange, policy))
 
     return router
 

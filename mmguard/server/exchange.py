@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -29,14 +29,21 @@ class Exchange:
     """The caller's body with its pictures inlined, the request that it says, and the upstream."""
 
     def __init__(
-        self, upstream: OpenAIModel, body: wire.Json, request: Request, form: Form = CHAT
+        self,
+        upstream: OpenAIModel,
+        body: wire.Json,
+        request: Request,
+        form: Form = CHAT,
+        data: bytes | None = None,
     ) -> None:
         self.upstream, self.body, self.request, self.form = upstream, body, request, form
         self.choices = wire.count(body)
+        self.content = wire.dump(body) if data is None else data
         self.answer: asyncio.Task[tuple[bytes, wire.Json]] | None = None
         self.wanted = asyncio.Event()
         self.reading: asyncio.Task[None] | None = None
         self.readers = self.choices
+        self.connecting = self.gone = False
 
     async def whole(self) -> tuple[bytes, wire.Json]:
         """The upstream's completion as it came, and read. Raises `ModelError` as it refused."""
@@ -47,7 +54,10 @@ class Exchange:
     async def post(self) -> tuple[bytes, wire.Json]:
         with self.upstream.reported():
             response = await self.upstream.aclient.post(
-                self.form.path, content=wire.dump(self.body), headers=self.headers
+                self.form.path,
+                content=self.content,
+                headers=self.headers,
+                extensions=self.extensions,
             )
         if response.status_code != 200:
             raise refused(response.status_code, response.content)
@@ -55,6 +65,9 @@ class Exchange:
         choices = body.get("choices")
         if not isinstance(choices, list) or not all(map(self.is_choice, choices)):
             raise ModelError("the server's completion has no choices", body=response.content)
+        found = [place(choice, i) for i, choice in enumerate(choices)]
+        if not all(0 <= index < self.choices for index in found) or len({*found}) < len(found):
+            raise ModelError("the server's completion has choices that nobody asked for")
         return response.content, body
 
     def is_choice(self, choice: Any) -> bool:
@@ -66,9 +79,26 @@ class Exchange:
 
     def leave(self) -> None:
         """Nobody waits any more."""
+        self.gone = True
+        if self.connecting:
+            return
         for task in (self.answer, self.reading):
-            if task is not None:
+            # Cancelled twice, a call would not come to close its connection.
+            if task is not None and not task.cancelling():
                 task.cancel()
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        return {"trace": self.trace}
+
+    async def trace(self, name: str, info: Any) -> None:
+        """httpcore loses the socket of a call that is cancelled before its head is out."""
+        if name == "connection.connect_tcp.started":
+            self.connecting = True
+        elif name.endswith(("send_request_headers.complete", ".failed")):
+            self.connecting = False
+            if self.gone:
+                self.leave()
 
     def left(self) -> None:
         """One choice needs no more of the stream; after the last one the upstream may stop."""
@@ -79,6 +109,16 @@ class Exchange:
     def model(self) -> AsyncModel:
         """The upstream under the name that the caller asked for."""
         return self.upstream.named(str(self.body.get("model", self.upstream.name)))
+
+
+def place(choice: Mapping[str, Any], i: int) -> int:
+    """Which choice this is, by its index or else its turn. Raises `ModelError`."""
+    index = choice.get("index")
+    if index is None:
+        return i
+    if type(index) is not int or index < 0:
+        raise ModelError(f"the server sent a choice with the index {index!r}"[:200])
+    return index
 
 
 class Branch:
@@ -93,7 +133,7 @@ class Branch:
         if request is not self.exchange.request:
             return await self.exchange.model().agenerate(strip(request))
         _, body = await self.exchange.whole()
-        found = [c for i, c in enumerate(body["choices"]) if c.get("index", i) == self.index]
+        found = [c for i, c in enumerate(body["choices"]) if place(c, i) == self.index]
         if not found:
             raise ModelError(f"the server's completion has no choice {self.index}")
         text = wire.text_of(self.exchange.form.whole(found[0]))
@@ -117,8 +157,7 @@ class Branch:
                     raise item
                 raw, choice = item
                 finish = choice.get("finish_reason") or finish
-                delta = self.exchange.form.piece(choice)
-                if piece := self.ledger.add(raw, delta if isinstance(delta, Mapping) else {}):
+                if piece := self.ledger.add(raw, self.exchange.form.piece(choice)):
                     yield piece
         finally:
             self.exchange.left()
@@ -135,16 +174,29 @@ def strip(request: AnyRequest) -> AnyRequest:
     return Request(request.messages, options)
 
 
+# Seconds that a stream may take to end once it said that it is done.
+LINGER = 0.02
+
+
+async def finish(pieces: AsyncIterator[bytes]) -> None:
+    """Reads to the end if it is near: only then can the connection serve another call."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            async for _ in pieces:
+                pass
+
+
 class Feed:
     """The upstream's stream, told apart by choice.
 
-    `first` is the first chunk, whose id and date all others share; `asides` are chunks that
-    belong to no choice, the last of which may report usage.
+    `first` is the first chunk, whose id and date all others share; chunks that belong to no
+    choice are the `lead` before it and the `asides` after it, the last of which may report usage.
     """
 
     def __init__(self, exchange: Exchange, branches: list[Branch]) -> None:
         self.exchange, self.branches = exchange, branches
         self.first: wire.Json = {}
+        self.lead = b""
         self.asides: list[tuple[bytes, wire.Json]] = []
 
     def start(self) -> None:
@@ -163,34 +215,44 @@ class Feed:
             branch.queue.put_nowait(end)
 
     async def read(self) -> None:
-        upstream, content = self.exchange.upstream, wire.dump(self.exchange.body)
+        upstream, content = self.exchange.upstream, self.exchange.content
         with upstream.reported():
             async with upstream.aclient.stream(
-                "POST", self.exchange.form.path, content=content, headers=self.exchange.headers
+                "POST",
+                self.exchange.form.path,
+                content=content,
+                headers=self.exchange.headers,
+                extensions=self.exchange.extensions,
             ) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, await response.aread())
                 parser = sse.Parser()
-                async for data in response.aiter_bytes():
+                pieces = response.aiter_bytes()
+                async for data in pieces:
                     for event in parser.feed(data):
                         if event.data == b"[DONE]":
+                            await finish(pieces)
                             return
                         self.sort(event)
 
     def sort(self, event: sse.Event) -> None:
         chunk = load(event.data)
-        if "error" in chunk:
+        if chunk.get("error"):
             raise ModelError(f"the stream broke off: {chunk['error']}", body=event.data)
-        self.first = self.first or chunk
         choices = chunk.get("choices") or []
-        if not choices:
+        if not isinstance(choices, list):
+            raise ModelError("the server sent choices that are no list", body=event.data)
+        if choices:
+            self.first = self.first or chunk
+        elif self.first or chunk.get("usage"):
             self.asides.append((event.raw, chunk))
-        for choice in choices:
+        else:
+            self.lead += event.raw
+        for i, choice in enumerate(choices):
             if not isinstance(choice, dict):
                 raise ModelError("the server sent a choice that is no object", body=event.data)
             raw = event.raw
             if len(choices) > 1:
                 raw = sse.frame(json.dumps({**chunk, "choices": [choice]}).encode())
-            index = choice.get("index", 0)
             with suppress(IndexError):
-                self.branches[index].queue.put_nowait((raw, choice))
+                self.branches[place(choice, i)].queue.put_nowait((raw, choice))

@@ -55,7 +55,7 @@ def tell(exc: Exception) -> tuple[int, Any, dict[str, str]]:
             return 400, picture_error(exc), {}
         case InputError():
             return 400, wire.error(str(exc), "invalid_request_error"), {}
-        case ModelError(status=int(status), body=body) if body and status >= 400:
+        case ModelError(status=int(status), body=body) if status >= 400:
             return status, wire.read_error(body, str(exc)), {}
         case ModelError():
             log.error("the upstream failed: %s", type(exc.__cause__ or exc).__name__)

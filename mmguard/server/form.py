@@ -30,22 +30,29 @@ class Form:
     bare: bool = False
 
 
-CHAT = Form(
-    "chat/completions",
-    "chat.completion",
-    "chat.completion.chunk",
-    lambda choice: choice.get("message"),
-    lambda choice: choice.get("delta"),
-    wire.mend,
-    lambda delta: {"delta": delta},
-)
-
-# Fields of a plain choice that say nothing, or its text once more.
+# Fields of a choice that say nothing, or its text once more.
 SILENT = frozenset({"index", "finish_reason", "stop_reason", "logprobs", "prompt_logprobs"})
 
 
 def speaking(choice: Choice) -> Choice:
     return {name: value for name, value in choice.items() if name not in SILENT}
+
+
+def fragment(choice: Choice) -> Choice:
+    """What a chunk says of its choice: the delta, or whatever a server sends in its place."""
+    delta = choice.get("delta")
+    return delta if isinstance(delta, Mapping) else speaking(choice)
+
+
+CHAT = Form(
+    "chat/completions",
+    "chat.completion",
+    "chat.completion.chunk",
+    lambda choice: choice.get("message"),
+    fragment,
+    wire.mend,
+    lambda delta: {"delta": delta},
+)
 
 
 def mend(choice: Choice, guarded: Guarded, in_content: bool) -> wire.Json:

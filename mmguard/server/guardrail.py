@@ -49,7 +49,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.post(PATH)
     async def guardrail(call: Call) -> Response:
         policy = sidecar.policy(call)
-        body = await sidecar.read(call)
+        body = await sidecar.body(call)
         model = sidecar.forward(call).named(str(body.get("model") or "default"))
         side = str(body.get("input_type"))
         if side not in SIDES:

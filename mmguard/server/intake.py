@@ -47,6 +47,10 @@ def find(message: Any) -> list[Mapping[str, Any]]:
 
 def locate(part: Mapping[str, Any]) -> str:
     """A picture's address. Raises `ImageError` where there is none."""
+    named = [name for name in (*NAMES, "base64", "path") if part.get(name) is not None]
+    if len(named) > 1:
+        # Who reads another field than is checked would see another picture.
+        raise ImageError(f"a part names its picture twice: give {' or '.join(named)}")
     found = next((part[name] for name in NAMES if name in part), None)
     address = found.get("url") if isinstance(found, Mapping) else found
     if not isinstance(address, str):

@@ -59,7 +59,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.post("/v1/moderations")
     async def moderations(call: Call) -> Response:
         policy = sidecar.policy(call)
-        inputs = await read_inputs(sidecar, (await sidecar.read(call)).get("input"))
+        inputs = await read_inputs(sidecar, (await sidecar.body(call)).get("input"))
         async with sidecar.room():
             found = await asyncio.gather(*(assess(policy, i, sidecar.scoring) for i in inputs))
         results = [result(judged) for judged in found]

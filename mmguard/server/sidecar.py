@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 from fastapi import Request as Call
 
 from mmguard import messages
@@ -23,6 +24,8 @@ from mmguard.server.settings import Settings
 from mmguard.server.watch import Scoring, Watch
 from mmguard.types import Detector, Image
 
+# Seconds that the upstream may take to accept a connection.
+CONNECT = 10
 log = logging.getLogger("mmguard.server")
 
 
@@ -36,7 +39,8 @@ class Sidecar:
         self.upstream = OpenAIModel(
             settings.upstream or "http://inside/v1",
             "default",
-            timeout=settings.timeout,
+            timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT)),
+            limits=limits(settings),
             **http,
         )
         self.detectors: dict[str, Detector] = dict(detectors or {})
@@ -104,7 +108,7 @@ class Sidecar:
         finally:
             self.flying -= 1
 
-    async def read(self, call: Call) -> wire.Json:
+    async def read(self, call: Call) -> bytes:
         """The body, no larger than it may be."""
         limit, data = self.settings.body_mib * 2**20, bytearray()
         async for piece in call.stream():
@@ -112,18 +116,30 @@ class Sidecar:
             if len(data) > limit:
                 told = f"the body has more than {self.settings.body_mib:g} MiB"
                 raise Refused(413, "invalid_request_error", told, code="body_too_large")
-        return wire.load(bytes(data))
+        return bytes(data)
 
-    async def exchange(self, call: Call, body: wire.Json) -> Exchange:
-        """The body as values, its pictures fetched and inlined."""
+    async def body(self, call: Call) -> wire.Json:
+        return wire.load(await self.read(call))
+
+    async def exchange(self, call: Call, data: bytes) -> Exchange:
+        """The body as values, its pictures fetched and inlined; without such, as it came."""
+        body = wire.load(data)
         wire.count(body)
         options = {name: value for name, value in body.items() if name != "messages"}
         sent, seen = await inline(body.get("messages"), self.fetch, self.settings.images)
         request = messages.parse(seen, options, fetch=refuse_path)
+        if sent == body.get("messages") and wire.plain(data):
+            return Exchange(self.forward(call), body, request, data=data)
         return Exchange(self.forward(call), {**body, "messages": sent}, request)
 
     async def fetch(self, url: str) -> Image:
         return await fetch(url, self.settings.pictures)
+
+
+def limits(settings: Settings) -> httpx.Limits:
+    """A connection for every call; idle ones are left before servers close them, often at 5 s."""
+    kept = settings.in_flight
+    return httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=3)
 
 
 def refuse_path(url: str) -> bytes:

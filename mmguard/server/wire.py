@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from mmguard.errors import InputError
 from mmguard.types import Finding, Guarded, Usage
@@ -24,18 +25,35 @@ ORDER = ("reasoning_content", "reasoning", "content", "refusal", "tool_calls")
 
 
 def load(data: bytes) -> Json:
-    """A request's body. Raises `InputError` if it is no JSON object with messages."""
+    """A request's body. Raises `InputError` if it is no JSON object, or reads in two ways."""
     try:
-        body = json.loads(data)
-    except ValueError as exc:
+        body = json.loads(data, object_pairs_hook=once)
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"the body is no JSON: {exc}") from exc
     if not isinstance(body, dict):
         raise InputError(f"the body must be a JSON object, not {type(body).__name__}")
     return body
 
 
+def once(pairs: list[tuple[str, Any]]) -> Json:
+    """An object none of whose fields stands twice: of such a one, others may read the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field stands twice in one object")
+    return found
+
+
+def plain(data: bytes) -> bool:
+    """Whether JSON is UTF-8, as servers expect it."""
+    return json.detect_encoding(data) == "utf-8"
+
+
 def dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        # Half a character, cut out of its pair: JSON can spell it, UTF-8 cannot.
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def count(body: Mapping[str, Any]) -> int:
@@ -56,17 +74,24 @@ def said(message: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def strings(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(value, str):
-        if value and path[-1] not in MUTE:
-            yield path, value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from strings((*path, str(name)), inner)
+    """In order and in any depth, without recursion."""
+    waiting = [(path, value)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, str):
+            if value and (path[-1] not in MUTE or "arguments" in path):
+                yield path, value
+        else:
+            waiting += reversed([((*path, name), inner) for name, inner in inside(value)])
+
+
+def inside(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((str(name), inner) for name, inner in value.items())
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             # The fragments of a call that streams bear its index, and stand in lists of one.
-            place = inner.get("index", i) if isinstance(inner, Mapping) else i
-            yield from strings((*path, str(place)), inner)
+            yield str(inner.get("index", i) if isinstance(inner, Mapping) else i), inner
 
 
 # How much of a field is said again where its text goes on after another's.
@@ -104,6 +129,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 def mend(choice: Mapping[str, Any], guarded: Guarded, in_content: bool) -> Json:
     """A choice as the guard leaves it: untouched, with another text, or refused.
 
+    Of a text that does not leave, nothing else that the server said about it does.
     `in_content`: a refusal stands in `content` too, where plain clients look.
     """
     if guarded.action == "pass":
@@ -113,7 +139,8 @@ def mend(choice: Mapping[str, Any], guarded: Guarded, in_content: bool) -> Json:
     refusal = guarded.text if blocked else None
     message = {"role": "assistant", "content": content, "refusal": refusal}
     finish = "content_filter" if blocked else finish_of(guarded)
-    return {**choice, "message": message, "logprobs": None, "finish_reason": finish}
+    known = {"index": choice["index"]} if "index" in choice else {}
+    return {**known, "message": message, "logprobs": None, "finish_reason": finish}
 
 
 def finish_of(guarded: Guarded) -> str:
@@ -136,11 +163,14 @@ def usage_of(usage: Usage) -> Json:
     }
 
 
-def add_usage(reported: Mapping[str, Any] | None, extra: Usage) -> Json:
+def add_usage(reported: Any, extra: Usage) -> Json:
     """The upstream's usage and that of further calls; details stay the upstream's."""
-    added = usage_of(extra)
-    known = dict(reported or {})
-    return {**known, **{name: (known.get(name) or 0) + n for name, n in added.items()}}
+    known = reported if isinstance(reported, Mapping) else {}
+    return {**known, **{name: number(known.get(name)) + n for name, n in usage_of(extra).items()}}
+
+
+def number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def extra_usage(answers: Sequence[Guarded]) -> Usage:
@@ -175,9 +205,19 @@ def error(message: str, kind: str, code: str | None = None, param: str | None = 
 def read_error(body: bytes, message: str) -> Any:
     """The upstream's own error where it sent one, in OpenAI's form where it did not."""
     try:
-        return json.loads(body)
-    except ValueError:
-        return error(message, "upstream_error")
+        found = json.loads(body, parse_constant=no_number)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else error(message, "upstream_error")
+
+
+def no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def spell(name: str) -> str:
+    """A name as a header can hold it: whatever is not plain ASCII is percent-encoded."""
+    return quote(name, safe=" !#$&'()*+,/:;=?@[]{}|")
 
 
 def headers(answers: Sequence[Guarded]) -> dict[str, str]:
@@ -189,7 +229,7 @@ def headers(answers: Sequence[Guarded]) -> dict[str, str]:
     seen = worst.coverage
     return {
         "x-mmguard-decision": worst.action,
-        "x-mmguard-policy": worst.policy,
-        "x-mmguard-categories": ",".join(categories),
+        "x-mmguard-policy": spell(worst.policy),
+        "x-mmguard-categories": spell(",".join(categories)),
         "x-mmguard-images": f"{seen.images}/{seen.images_total}",
     }
