@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mmguard.bench_llava import EOS, Size, make_llava
-from mmguard.bench_repair import (
+from mmguard.bench.llava import EOS, Size, make_llava
+from mmguard.bench.repair import (
     Plans,
     Run,
     bench_repair,
@@ -19,7 +19,7 @@ from mmguard.bench_repair import (
     meter,
     open_subject,
 )
-from mmguard.bench_script import Lengths, Overruled, Script
+from mmguard.bench.script import Lengths, Overruled, Script
 from mmguard.models.hf import HFModel
 from mmguard.models.scripted import ScriptedDetector
 from mmguard.types import Finding, Request, Sample

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from mmguard.bench_host import ANSWER, BANNED, FINE, HARM
-from mmguard.bench_server import Plans, bench_server, noise, quantiles, spoken
-from mmguard.bench_soak import bench_soak
+from mmguard.bench.host import ANSWER, BANNED, FINE, HARM
+from mmguard.bench.server import Plans, bench_server, noise, quantiles, spoken
+from mmguard.bench.soak import bench_soak
 
 
 def test_figures_of_every_arm_and_kind_of_traffic() -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from mmguard.bench_encoder import bench_detector
+from mmguard.bench.encoder import bench_detector
 from mmguard.bundles import load_bundle, load_detector
 from mmguard.detect.encoder import EncoderDetector
 from mmguard.detect.hazards import HAZARDS

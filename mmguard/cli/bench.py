@@ -15,7 +15,7 @@ from rich.progress import track
 from mmguard.cli.console import Json, busy, err, out, show_figures, tabulate
 
 if TYPE_CHECKING:
-    from mmguard.bench_repair import Plans, Round, Run
+    from mmguard.bench.repair import Plans, Round, Run
 
 bench = typer.Typer(help="Measure what mmguard costs.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ bench = typer.Typer(help="Measure what mmguard costs.", no_args_is_help=True)
 @bench.command()
 def flow(as_json: Json = False) -> None:
     """The guard's own cost a request with scripted models, and the time to import the core."""
-    from mmguard.bench import bench_flow, bench_import
+    from mmguard.bench.flow import bench_flow, bench_import
 
     with busy("measuring"):
         figures = {**bench_flow(), **bench_import()}
@@ -33,7 +33,7 @@ def flow(as_json: Json = False) -> None:
 @bench.command("detectors")
 def time_detectors(as_json: Json = False) -> None:
     """What each shipped detector takes for one answer of 200 words."""
-    from mmguard.bench import bench_detectors
+    from mmguard.bench.flow import bench_detectors
 
     with busy("measuring"):
         figures = bench_detectors()
@@ -49,7 +49,7 @@ def detector(
     as_json: Json = False,
 ) -> None:
     """An encoder's milliseconds a window beside plain torch; its start and its memory."""
-    from mmguard.bench_encoder import bench_detector
+    from mmguard.bench.encoder import bench_detector
 
     with busy("measuring"):
         figures = bench_detector(name, layers)
@@ -83,9 +83,9 @@ def time_repairs(
     to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """What guarding costs an answer, as ratios to no guard: tokens, calls and seconds."""
-    from mmguard.bench_llava import Size
-    from mmguard.bench_repair import POLICIES, Plans, Run, bench_repair, open_subject
-    from mmguard.bench_script import Lengths
+    from mmguard.bench.llava import Size
+    from mmguard.bench.repair import POLICIES, Plans, Run, bench_repair, open_subject
+    from mmguard.bench.script import Lengths
 
     lengths = Lengths(draft, caption, repaired)
     plans = Plans(tuple(policy or POLICIES), rounds, lengths, share, mixed, stream)
@@ -167,7 +167,7 @@ def time_server(
     to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """What the sidecar adds to a request, beside a mock upstream asked directly in one run."""
-    from mmguard.bench_server import POLICIES, Plans, bench_server
+    from mmguard.bench.server import POLICIES, Plans, bench_server
 
     with busy("measuring"):
         made = asyncio.run(bench_server(Plans(tuple(policy or POLICIES), rounds, seconds)))
@@ -200,7 +200,7 @@ def soak(
     to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Whether a sidecar under faults keeps memory, files or tasks, and whether harm gets out."""
-    from mmguard.bench_soak import bench_soak
+    from mmguard.bench.soak import bench_soak
 
     with busy("soaking"):
         made = asyncio.run(bench_soak(requests, workers, policy))

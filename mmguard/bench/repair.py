@@ -14,8 +14,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from mmguard.bench_llava import USUAL, Size, make_llava
-from mmguard.bench_script import Cost, Lengths, Metered, Overruled, Script, Target, count
+from mmguard.bench.llava import USUAL, Size, make_llava
+from mmguard.bench.script import Cost, Lengths, Metered, Overruled, Script, Target, count
 from mmguard.bundles import load_detector
 from mmguard.machine import tell_machine
 from mmguard.media import load_image

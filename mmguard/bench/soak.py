@@ -13,8 +13,8 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
-from mmguard.bench_host import BANNED, FAULTS
-from mmguard.bench_server import DIRECT, Connection, Process, open_arms, spoken, write_body
+from mmguard.bench.host import BANNED, FAULTS
+from mmguard.bench.server import DIRECT, Connection, Process, open_arms, spoken, write_body
 from mmguard.machine import tell_machine
 
 # What is asked for, and how often: answers, harm, faults behind, faults before.

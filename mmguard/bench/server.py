@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from mmguard.bench_host import BANNED
+from mmguard.bench.host import BANNED
 from mmguard.machine import tell_machine
 
 DIRECT = "direct"
@@ -95,7 +95,7 @@ class Process:
 @contextmanager
 def started(*words: str) -> Iterator[Process]:
     """One of `bench_host`'s processes."""
-    command = [sys.executable, "-m", "mmguard.bench_host", *words]
+    command = [sys.executable, "-m", "mmguard.bench.host", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         try:

@@ -1,6 +1,6 @@
 """The two processes of the server benches: a mock upstream, and the sidecar before it.
 
-`python -m mmguard.bench_host upstream`, or `sidecar URL POLICY`; each prints its port and
+`python -m mmguard.bench.host upstream`, or `sidecar URL POLICY`; each prints its port and
 serves until its standard input ends. The upstream's answers stand ready but for a number that
 makes each its own, so that no verdict on one is remembered for the next.
 """

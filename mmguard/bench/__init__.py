@@ -1,0 +1,1 @@
+"""What mmguard costs: each module is one `mmguard bench` command, or what it measures with."""
