@@ -66,7 +66,7 @@ class Place:
         return self.upstream.peers[-1]
 
 
-def soon(found: Callable[[], bool], seconds: float = 3) -> bool:
+def soon(found: Callable[[], bool], seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found():

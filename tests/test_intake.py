@@ -1,7 +1,8 @@
-"""Pictures of a request to the sidecar: fetched once, inlined, or refused."""
+"""What a request to the sidecar brings: its pictures, fetched once or refused, and its key."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from pathlib import Path
@@ -12,12 +13,8 @@ import pytest
 
 from tests import web
 from tests.test_server import ASK, post, says
-from tests.upstream import (
-    Json,
-    completion,
-    write_policy,
-)
-from tests.world import png
+from tests.upstream import Json, client, completion, write_policy
+from tests.world import BAD, png
 
 # -- pictures -----------------------------------------------------------------
 
@@ -77,3 +74,24 @@ def test_bad_pictures_never_go_up(address: Any, told: str, status: int, tmp_path
 def test_no_more_pictures_than_allowed(tmp_path: Path) -> None:
     answer = post(says({"content": "fine"}), write_policy(tmp_path), show(URI, URI), images=1)
     assert (answer.status_code, "at most 1" in answer.text) == (400, True)
+
+
+# -- who asks -----------------------------------------------------------------
+
+
+def test_keys_of_its_own(tmp_path: Path) -> None:
+    policy = write_policy(tmp_path)
+    keys = {"team": {"key": "team-key-1", "policy": "off"}, "rest": {"key": "rest-key-1"}}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["authorization"] == "Bearer up-key"
+        return httpx.Response(200, content=json.dumps(completion({"content": BAD})))
+
+    async def call(key: str) -> httpx.Response:
+        async with client(handler, policy, keys=keys, upstream_key="up-key") as caller:
+            bearer = {"authorization": f"Bearer {key}"}
+            return await caller.post("chat/completions", json=ASK, headers=bearer)
+
+    assert asyncio.run(call("wrong-key")).status_code == 401
+    assert asyncio.run(call("team-key-1")).json()["choices"][0]["message"]["content"] == BAD
+    assert asyncio.run(call("rest-key-1")).json()["choices"][0]["finish_reason"] == "content_filter"

@@ -30,25 +30,42 @@ class Form:
     bare: bool = False
 
 
-# Fields of a choice that say nothing, or its text once more.
-SILENT = frozenset({"index", "finish_reason", "stop_reason", "logprobs", "prompt_logprobs"})
+# Fields of a choice that say nothing, say it once more, or are a filter's own.
+SILENT = frozenset(
+    {
+        "content_filter_results",
+        "finish_reason",
+        "index",
+        "logprobs",
+        "prompt_logprobs",
+        "stop_reason",
+    }
+)
 
 
 def speaking(choice: Choice) -> Choice:
     return {name: value for name, value in choice.items() if name not in SILENT}
 
 
+def message(choice: Choice) -> Choice | None:
+    """What a choice says: its message, and whatever a server puts beside it."""
+    beside = dict(speaking(choice))
+    said = beside.pop("message", None)
+    return {**said, **beside} if isinstance(said, Mapping) else None
+
+
 def fragment(choice: Choice) -> Choice:
-    """What a chunk says of its choice: the delta, or whatever a server sends in its place."""
-    delta = choice.get("delta")
-    return delta if isinstance(delta, Mapping) else speaking(choice)
+    """What a chunk says of its choice: the delta, and whatever a server sends beside it."""
+    beside = dict(speaking(choice))
+    delta = beside.pop("delta", None)
+    return {**delta, **beside} if isinstance(delta, Mapping) else beside
 
 
 CHAT = Form(
     "chat/completions",
     "chat.completion",
     "chat.completion.chunk",
-    lambda choice: choice.get("message"),
+    message,
     fragment,
     wire.mend,
     lambda delta: {"delta": delta},
