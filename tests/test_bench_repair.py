@@ -19,9 +19,11 @@ from mmguard.bench.repair import (
     meter,
     open_subject,
 )
-from mmguard.bench.script import Lengths, Overruled, Script
+from mmguard.bench.script import Lengths, Overruled, Script, measure_lengths
+from mmguard.errors import InputError
 from mmguard.models.hf import HFModel
 from mmguard.models.scripted import ScriptedDetector
+from mmguard.prompts import PLAN_OPTIONS
 from mmguard.types import Finding, Request, Sample
 from tests.world import ask
 
@@ -51,6 +53,33 @@ def test_a_picture_takes_its_patches_and_answers_never_end() -> None:
 
 def requested() -> Request:
     return make_requests(SHORT)["harmful"][0]
+
+
+def test_a_draft_as_long_as_a_plan_is_none() -> None:
+    """A mended answer once took the plan's length where the draft's was 256 too."""
+    lengths = Lengths(draft=PLAN_OPTIONS["max_tokens"], caption=1, repair=2)
+    run = Run(open_subject("random", SMALL), Plans(("balanced",), lengths=lengths))
+    target = run.arms[1].target
+    target.asked = asked = run.harmful[0]
+    assert target.stage(replace(asked, messages=asked.messages[:0])) == "repair"
+
+
+def test_lengths_are_those_of_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"harmful": "one two three four", "safe": "one"}\n{"harmful": "one two", "safe": "a b c"}'
+    )
+    assert measure_lengths(path, 9) == Lengths(3, 9, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("", "has no rows"), ('{"harmful": "a"}', ":1: a row needs"), ("{", ":1")]
+)
+def test_what_are_no_pairs_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=told):
+        measure_lengths(path, 9)
 
 
 def test_equal_seeds_make_equal_models() -> None:

@@ -29,8 +29,8 @@ TEMPLATE = (
 class Size:
     """Layers and width of the language half; the picture's side in pixels, 14 to a patch."""
 
-    layers: int = 4
-    width: int = 256
+    layers: int = 6
+    width: int = 512
     side: int = 336
 
     @property

@@ -170,7 +170,8 @@ def make_arm(subject: Subject, name: str, reuse: int, script: Script, lengths: L
 
 def make_requests(lengths: Lengths) -> dict[str, list[Request]]:
     """The demo's pictures and questions, by kind."""
-    options = {"max_tokens": lengths.draft, "temperature": 0}
+    # The seed draws nothing; it tells the caller's options from those of a plan.
+    options = {"max_tokens": lengths.draft, "temperature": 0, "seed": 0}
     return {
         kind: [
             Request((Message("user", (load_image(case.draw()), Text(case.question))),), options)

@@ -6,14 +6,19 @@ generates. Only what they found is replaced.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmguard.bundles import load_detector
 from mmguard.detect.encoder import EncoderDetector
+from mmguard.errors import InputError
 from mmguard.models.hf import HFModel
 from mmguard.prompts import JUDGE_OPTIONS, PLAN_OPTIONS, WORD_OPTIONS
+from mmguard.rows import number_rows
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample, Text, Usage
 
 if TYPE_CHECKING:
@@ -24,9 +29,38 @@ if TYPE_CHECKING:
 class Lengths:
     """Tokens of a draft, a description and a mended answer; forced, or at most."""
 
-    draft: int = 192
+    draft: int = 260
     caption: int = 128
-    repair: int = 192
+    repair: int = 154
+
+
+def measure_lengths(path: Path, caption: int) -> Lengths:
+    """The mean lengths of `harmful` and `safe` answers to the same requests, a pair a row.
+
+    Counted by the encoder's tokenizer, of about a token a word. Raises `InputError`.
+    """
+    encoder = load_detector("response-harm")
+    assert isinstance(encoder, EncoderDetector)
+    encode, pairs = encoder.parts.tokenizer.encode, read_pairs(path)
+    means = [
+        round(statistics.mean(len(encode(text, add_special_tokens=False).ids) for text in side))
+        for side in zip(*pairs, strict=True)
+    ]
+    return Lengths(means[0], caption, means[1])
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for number, row in number_rows(path):
+        if isinstance(row, InputError):
+            raise row
+        harmful, safe = row.get("harmful"), row.get("safe")
+        if not (isinstance(harmful, str) and isinstance(safe, str)):
+            raise InputError(f"{path}:{number}: a row needs the texts `harmful` and `safe`")
+        found.append((harmful, safe))
+    if not found:
+        raise InputError(f"{path} has no rows: give pairs of a harmful and a safe answer")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

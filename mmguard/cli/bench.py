@@ -65,9 +65,13 @@ def time_repairs(
         list[str] | None, typer.Option(help="A preset or a policy file; may be given often.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="The median is over these.")] = 5,
-    draft: Annotated[int, typer.Option(min=1, help="Tokens of a draft.")] = 192,
+    draft: Annotated[int, typer.Option(min=1, help="Tokens of a draft.")] = 260,
     caption: Annotated[int, typer.Option(min=1, help="Tokens of a description.")] = 128,
-    repaired: Annotated[int, typer.Option(min=1, help="Tokens of a mended answer.")] = 192,
+    repaired: Annotated[int, typer.Option(min=1, help="Tokens of a mended answer.")] = 154,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Take draft's and mended answer's from JSONL rows: harmful, safe."),
+    ] = None,
     share: Annotated[
         float, typer.Option(min=0.01, max=1, help="How much of a harmful draft flags it.")
     ] = 0.42,
@@ -75,8 +79,8 @@ def time_repairs(
         float, typer.Option(min=0, max=1, help="Of mixed traffic, how much is harmful.")
     ] = 0.1,
     stream: Annotated[bool, typer.Option("--stream", help="Ask for answers as streams.")] = False,
-    layers: Annotated[int, typer.Option(min=1, help="Of the random model.")] = 4,
-    width: Annotated[int, typer.Option(min=8, help="Of the random model.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Of the random model.")] = 6,
+    width: Annotated[int, typer.Option(min=8, help="Of the random model.")] = 512,
     side: Annotated[
         int, typer.Option(min=14, help="Pixels of its pictures, a token each 14 squared.")
     ] = 336,
@@ -85,9 +89,11 @@ def time_repairs(
     """What guarding costs an answer, as ratios to no guard: tokens, calls and seconds."""
     from mmguard.bench.llava import Size
     from mmguard.bench.repair import POLICIES, Plans, Run, bench_repair, open_subject
-    from mmguard.bench.script import Lengths
+    from mmguard.bench.script import Lengths, measure_lengths
 
     lengths = Lengths(draft, caption, repaired)
+    if pairs:
+        lengths = measure_lengths(pairs, caption)
     plans = Plans(tuple(policy or POLICIES), rounds, lengths, share, mixed, stream)
     run = Run(open_subject(model, Size(layers, width, side)), plans)
     made = bench_repair(run, model, play(run, plans))
