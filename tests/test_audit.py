@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis, strategies as st
 
 from mmguard.errors import InputError
-from mmguard.server import store
+from mmguard.server import schema, store
 from mmguard.server.audit import Audit
 from mmguard.server.entry import Entry
 from mmguard.server.settings import Audit as How
@@ -42,7 +42,7 @@ def entry(text: str = "fine", choices: int = 1, begun: float | None = None, **mo
 @contextmanager
 def opened(path: Path, connect: store.Connect = store.open_file, **how: Any) -> Iterator[Audit]:
     limit = how.pop("limit", 8192)
-    audit = Audit(How(path=path, **how), connect, limit)
+    audit = Audit(How(path=path, **how), store.File(path, connect), limit)
     try:
         yield audit
     finally:
@@ -361,10 +361,10 @@ def test_the_old_goes(tmp_path: Path) -> None:
     path, now = tmp_path / "a.db", time.time()
     with opened(path, texts=True) as audit:
         for age in (40, 31, 29, 0):
-            audit.offer(entry(f"kqxzw{age}", begun=now - age * store.DAY))
+            audit.offer(entry(f"kqxzw{age}", begun=now - age * schema.DAY))
     with opened(path, days=30):
         pass
-    assert [round((now - row["time"]) / store.DAY) for row in rows(path)] == [29, 0]
+    assert [round((now - row["time"]) / schema.DAY) for row in rows(path)] == [29, 0]
     assert b"kqxzw31" not in everything(tmp_path)
     assert b"kqxzw29" in everything(tmp_path)
 

@@ -1,10 +1,10 @@
-"""`mmguard audit`: what a sidecar decided, from the file that it keeps."""
+"""`mmguard audit`: what a sidecar decided, from where it keeps that."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ import typer
 
 from mmguard.cli.console import Json, show, tabulate
 from mmguard.errors import InputError
-from mmguard.server.store import read
+from mmguard.server import store
 
 AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -21,7 +21,9 @@ COLUMNS = ("time", "request", "choice", "key", "policy", "action", "step", "cate
 
 
 def audit(
-    file: Annotated[Path, typer.Argument(help="The file that settings name under audit.path.")],
+    place: Annotated[
+        str, typer.Argument(help="The file or postgresql:// URL that settings name under audit.")
+    ],
     since: Annotated[str, typer.Option(help="A date, a time (UTC), or an age: 90s 5m 2h 7d.")] = "",
     action: Annotated[
         Literal["pass", "repair", "block"] | None, typer.Option(help="Only these.")
@@ -30,12 +32,21 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """List what a sidecar decided, the newest last; as JSON one decision a line, in full."""
-    rows = deque(read(file, moment(since), action), maxlen=last or None)
+    rows = list(read(place, moment(since), action, last))
     if as_json:
         for row in rows:
             show({**row, "time": when(row["time"])})
     else:
         tabulate(f"{len(rows)} decisions", COLUMNS, (cells(row) for row in rows))
+
+
+def read(place: str, since: float, action: str | None, last: int) -> Iterator[dict[str, Any]]:
+    """The decisions of a file, or of a database."""
+    if "://" not in place:
+        return store.read(Path(place), since, action, last)
+    from mmguard.server import postgres
+
+    return postgres.read(place, since, action, last)
 
 
 def moment(since: str) -> float:

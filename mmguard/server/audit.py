@@ -1,54 +1,59 @@
 """The audit: a row for every decided choice, written behind the requests' back.
 
 Requests only put entries into a bounded queue; one thread writes them, many in a commit. What
-the file does not take is tried again; what the queue does not take is lost, and counted.
+the store does not take is tried again; what the queue does not take is lost, and counted.
 """
 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
 from collections import deque
 from itertools import islice
 
-from mmguard.errors import InputError
-from mmguard.server import store
 from mmguard.server.entry import Entry
+from mmguard.server.schema import Row, Store
 from mmguard.server.settings import Audit as Settings
+from mmguard.server.store import File
 
 log = logging.getLogger("mmguard.server")
 ROWS, BYTES = 8192, 256 * 2**20
 BATCH = 512
-# Seconds: how long a commit waits for company, and a failed one for the next try.
-LINGER, AGAIN, TRIM = 0.05, 0.5, 60.0
+# Seconds: how long a commit waits for company, and a failed one for the next try; from when on
+# one that has not come back counts as failing.
+LINGER, AGAIN, TRIM, STUCK = 0.05, 0.5, 60.0, 10.0
+
+
+def open_store(settings: Settings) -> Store:
+    """The file or the database that is named. Raises `InputError` for what cannot be either."""
+    if settings.path:
+        return File(settings.path)
+    from mmguard.server.postgres import Postgres
+
+    return Postgres(settings.url or "")
 
 
 class Audit:
     """A queue and its writer. `written`, `lost` and `waiting` count rows.
 
-    Raises `InputError` if the file's folder is not there. Any other trouble with the file is
-    told by `healthy`, and does not keep a sidecar from starting.
+    Raises `InputError` if the file's folder is not there, or the database's URL is none. Any
+    other trouble with the store is told by `healthy`, and does not keep a sidecar from starting.
     """
 
-    def __init__(
-        self, settings: Settings, connect: store.Connect = store.open_file, limit: int = ROWS
-    ) -> None:
-        if settings.path is None or not settings.path.parent.is_dir():
-            raise InputError(f"audit.path: {settings.path} is in no folder; make it first")
-        self.settings, self.path, self.connect, self.limit = settings, settings.path, connect, limit
+    def __init__(self, settings: Settings, store: Store | None = None, limit: int = ROWS) -> None:
+        self.settings, self.store, self.limit = settings, store or open_store(settings), limit
         self.written = self.lost = self.waiting = self.weight = 0
         self.failing = self.closing = False
-        self.trimmed = 0.0
-        self.connection: sqlite3.Connection | None = None
+        self.trimmed, self.size = 0.0, 0
+        self.begun: float | None = None
         self.queue: deque[Entry] = deque()
         self.changed, self.tried = threading.Condition(), threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True, name="mmguard-audit")
         self.thread.start()
         self.tried.wait(5)
 
-    # -- before the request's eyes: never waits for the file ---------------------
+    # -- before the request's eyes: never waits for the store --------------------
 
     def offer(self, entry: Entry) -> bool:
         """Whether the entry will be written."""
@@ -65,12 +70,13 @@ class Audit:
         return True
 
     def healthy(self) -> bool:
-        """Whether the file takes what it is given, and the queue has room for those in flight."""
-        room = self.waiting <= self.limit // 2 and self.weight <= BYTES // 2
-        return room and not self.failing and self.thread.is_alive()
+        """Whether the store takes what it is given, and the queue has room for those in flight."""
+        begun, room = self.begun, self.waiting <= self.limit // 2 and self.weight <= BYTES // 2
+        stuck = begun is not None and time.monotonic() - begun > STUCK
+        return room and not stuck and not self.failing and self.thread.is_alive()
 
     def close(self, seconds: float = 30) -> None:
-        """Write all that was accepted. What the file will not take by then is lost, and counted."""
+        """Write all that was accepted. What is not taken by then is lost, and counted."""
         with self.changed:
             self.closing = True
             self.changed.notify()
@@ -90,8 +96,7 @@ class Audit:
         while not (self.closing and (self.failing or not self.queue)):
             self.rest()
             self.attempt()
-        if self.connection:
-            self.connection.close()
+        self.store.close()
 
     def rest(self) -> None:
         """Until there is something to do, and a moment longer, for company."""
@@ -103,9 +108,11 @@ class Audit:
             self.changed.wait_for(lambda: self.closing or self.waiting >= BATCH, LINGER)
 
     def attempt(self) -> None:
-        """One commit; what it did not take stays in the queue."""
+        """One commit. What it did not take stays in the queue, and is tried again as it was."""
         with self.changed:
-            entries = list(islice(self.queue, BATCH))
+            self.size = self.size or min(len(self.queue), BATCH)
+            entries = list(islice(self.queue, self.size))
+        self.begun = time.monotonic()
         try:
             self.write(entries)
             self.failing = False
@@ -113,19 +120,17 @@ class Audit:
             if not self.failing:
                 log.error("the audit cannot be written: %s: %s", type(exc).__name__, exc)
             self.failing = True
-            self.drop()
+            self.store.close()
+        self.begun = None
 
     def write(self, entries: list[Entry]) -> None:
-        if self.connection is None:
-            self.connection = self.connect(self.path)
-            store.prepare(self.connection)
         rows = [row for entry in entries for row in self.render(entry)]
         if rows:
-            store.append(self.connection, rows)
+            self.store.append(rows)
         self.settle(entries, len(rows))
-        self.trim(self.connection)
+        self.trim()
 
-    def render(self, entry: Entry) -> list[store.Row]:
+    def render(self, entry: Entry) -> list[Row]:
         """An entry's rows. What cannot be told is lost alone, and holds up nothing."""
         try:
             return entry.rows(self.settings.texts, self.settings.redact)
@@ -136,6 +141,7 @@ class Audit:
     def settle(self, entries: list[Entry], rows: int) -> None:
         """These are written: the queue is rid of them."""
         with self.changed:
+            self.size = 0
             for entry in entries:
                 self.queue.popleft()
                 self.weight -= entry.weight
@@ -144,18 +150,8 @@ class Audit:
             self.written += rows
             self.lost += expected - rows
 
-    def trim(self, connection: sqlite3.Connection) -> None:
-        """Age is looked at each minute, size at each commit."""
-        if time.monotonic() - self.trimmed > TRIM or not self.trimmed:
+    def trim(self) -> None:
+        due = time.monotonic() - self.trimmed > TRIM or not self.trimmed
+        if due:
             self.trimmed = time.monotonic()
-            store.expire(connection, self.settings.days)
-        store.shrink(connection, self.settings.mib)
-
-    def drop(self) -> None:
-        """Begin anew with the file."""
-        if self.connection:
-            try:
-                self.connection.close()
-            except sqlite3.Error:
-                log.debug("closing failed too")
-        self.connection = None
+        self.store.trim(self.settings.days, self.settings.mib, due)

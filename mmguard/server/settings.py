@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mmguard.errors import InputError
 from mmguard.fields import Strict, contradict
@@ -49,24 +49,45 @@ class Redaction(Strict):
         return self
 
 
+DATABASE = ("postgresql://", "postgres://")
+
+
 class Audit(Strict):
-    """Where decisions are recorded: an SQLite file, none without a `path`.
+    """Where decisions are recorded: an SQLite file, or a PostgreSQL database by its URL.
 
     `texts` keeps words too, after `redact`'s rules, in order. The oldest go after `days`, or
     when there are more than `mib`. `fail_closed`: no answer that could not be recorded.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     path: Path | None = None
+    url: str | None = Field(default=None, repr=False)
     texts: bool = False
     redact: tuple[Redaction, ...] = ()
     days: Annotated[float, Field(gt=0)] | None = None
     mib: Annotated[float, Field(gt=0)] | None = None
     fail_closed: bool = False
 
+    @model_validator(mode="after")
+    def agree(self) -> Audit:
+        if self.path and self.url:
+            raise contradict("path", value=self.path, fix="name a file by path or else a url")
+        if self.url and not self.url.startswith(DATABASE):
+            fix = "is no PostgreSQL URL: give postgresql://user@host:5432/database"
+            raise contradict("url", value="", fix=fix)
+        return self
+
+    @property
+    def kept(self) -> bool:
+        return bool(self.path or self.url)
+
 
 def read_audit(value: Any) -> Any:
-    """A path alone will do."""
-    return {"path": value} if isinstance(value, str | Path) else value
+    """A path or a URL alone will do."""
+    if not isinstance(value, str | Path):
+        return value
+    return {"url" if str(value).startswith(DATABASE) else "path": value}
 
 
 class Settings(Strict):
@@ -78,6 +99,8 @@ class Settings(Strict):
     bears one, and never go on. A request has at most `images` pictures; `pictures` says from
     where. Times are in seconds, sizes in MiB.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     upstream: str | None = None
     model: str | None = None

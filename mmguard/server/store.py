@@ -5,38 +5,56 @@ A commit is whole or not there, whenever the process ends (WAL). What is trimmed
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from mmguard.errors import InputError
+from mmguard.server.schema import DAY, INSERT, VERSION, Row, create, select, unpack
 
-Row = tuple[Any, ...]
 Connect = Callable[[Path], sqlite3.Connection]
-VERSION = 1
-DAY = 86400.0
-LISTS = ("categories", "trail", "detail", "pictures")
-TABLE = """
-create table if not exists decisions (
-  id integer primary key, time real not null, request text not null, choice integer not null,
-  route text not null, key text not null, policy text not null, action text not null,
-  decision text not null, step text not null, categories text not null, trail text not null,
-  detail text not null, asked text not null, pictures text not null, prompt integer not null,
-  completion integer not null, ms real not null, guard_ms real not null)
-"""
-COLUMNS = 18
-INSERT = f"insert into decisions values (null{', ?' * COLUMNS})"
 
 
 def open_file(path: Path) -> sqlite3.Connection:
     """A connection to write by; only its owner may read a file that this makes."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     return sqlite3.connect(path, timeout=5, isolation_level=None)
+
+
+class File:
+    """The rows of one file, in `schema.Store`'s terms. Raises `sqlite3.Error`."""
+
+    def __init__(self, path: Path, connect: Connect = open_file) -> None:
+        if not path.parent.is_dir():
+            raise InputError(f"audit.path: {path} is in no folder; make it first")
+        self.path, self.connect = path, connect
+        self.connection: sqlite3.Connection | None = None
+
+    def opened(self) -> sqlite3.Connection:
+        if self.connection is None:
+            self.connection = self.connect(self.path)
+            prepare(self.connection)
+        return self.connection
+
+    def append(self, rows: Sequence[Row]) -> None:
+        append(self.opened(), rows)
+
+    def trim(self, days: float | None, mib: float | None, due: bool) -> None:
+        """Size is looked at each time."""
+        connection = self.opened()
+        if due:
+            expire(connection, days)
+        shrink(connection, mib)
+
+    def close(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection:
+            with suppress(sqlite3.Error):
+                connection.close()
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -47,7 +65,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("pragma journal_size_limit=4194304")
     if connection.execute("pragma user_version").fetchone()[0] not in (0, VERSION):
         raise sqlite3.DatabaseError("the file belongs to another version of mmguard")
-    connection.execute(TABLE)
+    connection.execute(create("integer"))
     connection.execute("create index if not exists by_time on decisions (time)")
     connection.execute(f"pragma user_version={VERSION}")
 
@@ -94,19 +112,14 @@ def used(connection: sqlite3.Connection) -> int:
 # -- reading --------------------------------------------------------------------
 
 
-def read(path: Path, since: float = 0.0, action: str | None = None) -> Iterator[dict[str, Any]]:
+def read(
+    path: Path, since: float = 0.0, action: str | None = None, last: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Decisions, the oldest first. Raises `InputError` for what is no audit."""
     if not path.is_file():
         raise InputError(f"{path} is no file")
-    wanted = "select * from decisions where time >= ? and action = coalesce(?, action) order by id"
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            connection.row_factory = sqlite3.Row
-            for row in connection.execute(wanted, (since, action)):
-                yield unpack(row)
+            yield from map(unpack, connection.execute(*select(since, action, last)))
     except sqlite3.Error as exc:
         raise InputError(f"{path} cannot be read as an audit: {exc}") from exc
-
-
-def unpack(row: sqlite3.Row) -> dict[str, Any]:
-    return {name: json.loads(row[name]) if name in LISTS else row[name] for name in row.keys()}  # noqa: SIM118  # a Row is no mapping

@@ -43,7 +43,7 @@ class Watch:
     def __init__(self, sidecar: Sidecar) -> None:
         settings = sidecar.settings
         self.sidecar = sidecar
-        self.audit = Audit(settings.audit) if settings.audit.path else None
+        self.audit = Audit(settings.audit) if settings.audit.kept else None
         self.metrics = Metrics(lambda: named(sidecar.policies))
         self.metrics.registry.register(
             Levels(lambda: sidecar.flying, settings.in_flight, self.audit)
