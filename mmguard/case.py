@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ class Source:
     request: AnyRequest
 
 
+# Is told `begin`, `check`, `checked` or `failed`, of which stage, and by which findings.
+Watch = Callable[[str, str, Sequence[Finding]], None]
+WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 Made = Reply | Source | None
 Step = Callable[["Case"], Flow[Made]]
 
@@ -47,6 +51,12 @@ class Case:
     coverage: Coverage = field(default_factory=Coverage)
     trail: list[Finding] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    watch: Watch | None = field(default_factory=WATCH.get, repr=False, compare=False)
+
+    def tell(self, event: str, stage: str, *findings: Finding) -> None:
+        """Whoever watches learns of it; nothing depends on that."""
+        if self.watch:
+            self.watch(event, stage, findings)
 
     @property
     def running(self) -> tuple[Check, ...]:
@@ -77,8 +87,9 @@ class Case:
         if source.stage == "draft":
             self.draft = reply
 
-    def restart(self) -> None:
+    def restart(self, name: str) -> None:
         """The draft again, before the next step, unless some of an answer has left."""
+        self.tell("begin", name)
         self.closed = False
         if not self.released:
             self.text = self.draft.text if self.draft else ""
@@ -89,6 +100,11 @@ class Case:
         if isinstance(made, Source) and self.policy.deadline:
             return (yield from self.ask(made.stage, made.model, made.request))
         return made
+
+    def excuse(self, found: Finding) -> None:
+        """Why a step has no answer."""
+        self.trail.append(found)
+        self.tell("failed", found.stage, found)
 
     def offer(self, reply: Reply | None) -> None:
         """An answer that a step has made."""

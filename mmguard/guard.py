@@ -59,6 +59,7 @@ def screen(case: Case) -> Flow[Action]:
 
 def answer(case: Case) -> Flow[Action]:
     """The draft, and the verdict on it."""
+    case.tell("begin", "draft")
     action = yield from make(case, Source("draft", "target", case.request))
     if action == "pass":
         action = yield from verify(case, "output")
@@ -115,7 +116,7 @@ def remedies(case: Case) -> Iterator[str]:
 
 def attempt(case: Case, name: str) -> Flow[Action]:
     """One repair step's answer, if it has one, by the checks that a draft must pass."""
-    case.restart()
+    case.restart(name)
     try:
         made = yield from bound(case.follow(registry.find("steps", name)), case.policy.deadline)
         action: Action = "pass"
@@ -126,7 +127,7 @@ def attempt(case: Case, name: str) -> Flow[Action]:
         if action == "pass":
             case.examine()
     except Exception as exc:
-        case.trail.append(excuse(name, exc))
+        case.excuse(excuse(name, exc))
         return "repair"
     return (yield from verify(case, name)) if action == "pass" else action
 
@@ -152,6 +153,7 @@ def inspect(case: Case, stage: str, checks: Sequence[Check], sample: Sample) -> 
     """The strictest action that the checks ask for; those after the first block are moot."""
     if not checks:
         return "pass"
+    case.tell("check", stage)
     policy, weighed = case.policy, dict[int, Finding]()
 
     def blocks(i: int, answer: Answer) -> bool:
@@ -184,6 +186,7 @@ def opine(case: Case, stage: str, grey: Sequence[Check], sample: Sample) -> Flow
 
 def note(case: Case, stage: str, sample: Sample, findings: Sequence[Finding]) -> None:
     """Keep the findings and what they looked at; passes in mid-stream leave no trace."""
+    case.tell("checked", stage, *findings)
     if stage != "stream" or any(f.action != "pass" for f in findings):
         case.trail += findings
     old = case.coverage

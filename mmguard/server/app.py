@@ -58,6 +58,8 @@ def make_app(
         await sidecar.upstream.aclient.aclose()
         sidecar.upstream.close()
         await asyncio.to_thread(sidecar.watch.close)
+        if sidecar.tracing:
+            await asyncio.to_thread(sidecar.tracing.close)
 
     app = FastAPI(title="mmguard", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.sidecar = sidecar
@@ -75,6 +77,8 @@ def make_app(
         app.add_exception_handler(kind, explain)
     app.add_exception_handler(ClientDisconnect, nobody)
     app.add_middleware(watch.Door, watch=sidecar.watch)
+    if sidecar.tracing:
+        app.add_middleware(sidecar.tracing.door)
     return app
 
 

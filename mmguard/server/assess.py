@@ -16,6 +16,7 @@ from mmguard.errors import InputError
 from mmguard.guard import inspect
 from mmguard.policy import Check, Policy, Rule
 from mmguard.server.failures import unavailable
+from mmguard.server.spans import watched
 from mmguard.types import Finding, Message, Part, Request, Sample
 
 Judged = tuple[Check, Finding]
@@ -28,7 +29,7 @@ async def assess(policy: Policy, parts: Sequence[Part], runtime: AsyncRuntime) -
     Raises `InputError` where nothing could look, at the whole or at its pictures.
     """
     request = Request((Message("user", tuple(parts)),))
-    found = await drive.arun(survey(policy, request), runtime)
+    found = await drive.arun(watched(survey(policy, request)), runtime)
     if failed := next((finding for _, finding in found if finding.error), None):
         raise unavailable(failed.detector, failed.error)
     if not found:

@@ -24,6 +24,7 @@ from mmguard.server.exchange import Branch, Exchange, Feed, place
 from mmguard.server.failures import demand, tell
 from mmguard.server.form import Form
 from mmguard.server.sidecar import Sidecar
+from mmguard.server.spans import watched
 from mmguard.server.speech import Speech
 from mmguard.types import Guarded, Usage
 
@@ -93,15 +94,13 @@ async def whole(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Respons
     """A flow for each choice, all at once; what all pass goes back as it came."""
     start = time.perf_counter()
     branches = [Branch(exchange, i, sidecar.scoring) for i in range(exchange.choices)]
-    flows = [
-        asyncio.ensure_future(drive.arun(guard(exchange.request, policy), branch))
-        for branch in branches
-    ]
+    flows = [watched(guard(exchange.request, policy), branch.index) for branch in branches]
+    tasks = [asyncio.ensure_future(drive.arun(*both)) for both in zip(flows, branches, strict=True)]
     try:
-        answers = await asyncio.gather(*flows)
+        answers = await asyncio.gather(*tasks)
     finally:
         exchange.leave()
-        await end(*flows)
+        await end(*tasks)
     sidecar.watch.note(exchange, answers)
     for guarded in answers:
         demand(guarded)

@@ -124,9 +124,14 @@ def mute(finding: Mapping[str, Any]) -> dict[str, Any]:
     if finding.get("label") in LABELS:
         kept["label"] = finding["label"]
     if error := finding.get("error"):
-        kind = str(error).partition(":")[0]
-        kept["error"] = kind if kind in KINDS else "error"
+        kept["error"] = kind_of(str(error))
     return kept
+
+
+def kind_of(error: str) -> str:
+    """The known name of a failure, without what it says."""
+    kind = error.partition(":")[0]
+    return kind if kind in KINDS else "error"
 
 
 def bound(line: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mmguard.server import wire
 from mmguard.server.failures import demand
 from mmguard.server.intake import find, inline, locate
 from mmguard.server.sidecar import Sidecar, refuse_path
+from mmguard.server.spans import watched
 from mmguard.types import (
     AnyRequest,
     Finding,
@@ -140,7 +141,8 @@ SIDES = {"request": judge_request, "response": judge_answer}
 
 async def run_all(flows: Sequence[tuple[Flow[Guarded], Given]]) -> list[Guarded]:
     """All verdicts. Raises `Refused` where one is due to a failed detector."""
-    found = await asyncio.gather(*(drive.arun(flow, world) for flow, world in flows))
+    numbered = enumerate(flows)
+    found = await asyncio.gather(*(drive.arun(watched(f, i), world) for i, (f, world) in numbered))
     for guarded in found:
         demand(guarded)
     return found

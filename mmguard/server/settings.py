@@ -49,6 +49,8 @@ class Redaction(Strict):
         return self
 
 
+# Who names a collector wants traces, unless told otherwise.
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 DATABASE = ("postgresql://", "postgres://")
 
 
@@ -118,6 +120,7 @@ class Settings(Strict):
     pictures: Rules = Rules()
     refusal_in_content: bool = True
     access_log: bool = True
+    otel: bool = False
     audit: Annotated[Audit, BeforeValidator(read_audit)] = Field(default_factory=Audit)
 
     @model_validator(mode="after")
@@ -139,6 +142,8 @@ def load_settings(
 ) -> Settings:
     """Raises `InputError` that names the field, its value and where it came from."""
     layers: list[tuple[str, Mapping[str, Any]]] = []
+    if environment.get(COLLECTOR):
+        layers.append((COLLECTOR, {"otel": True}))
     if path:
         layers.append((str(path), read_file(path)))
     known = {PREFIX + name.upper(): name for name in Settings.model_fields if name not in NESTED}

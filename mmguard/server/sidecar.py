@@ -21,6 +21,7 @@ from mmguard.server.failures import Refused
 from mmguard.server.fetch import fetch
 from mmguard.server.intake import inline
 from mmguard.server.settings import Settings
+from mmguard.server.spans import open_tracing
 from mmguard.server.watch import Scoring, Watch
 from mmguard.types import Detector, Image
 
@@ -36,7 +37,8 @@ class Sidecar:
         self, settings: Settings, detectors: Mapping[str, Detector] | None = None, **http: Any
     ) -> None:
         self.settings = settings
-        self.upstream = OpenAIModel(
+        self.tracing = open_tracing(settings)
+        self.upstream = (self.tracing.upstream if self.tracing else OpenAIModel)(
             settings.upstream or "http://inside/v1",
             "default",
             timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT)),
@@ -47,7 +49,7 @@ class Sidecar:
         self.policies = self.load()
         self.flying, self.watch = 0, Watch(self)
         local = Local({}, self.detectors, timeout=settings.detector_timeout)
-        self.scoring = Scoring(local, self.watch)
+        self.scoring = (self.tracing.scoring if self.tracing else Scoring)(local, self.watch)
 
     def load(self) -> dict[str, Policy]:
         """All policies, bound; their detectors prove their canaries as they load."""

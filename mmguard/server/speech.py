@@ -10,6 +10,7 @@ from mmguard.policy import Policy
 from mmguard.server import wire
 from mmguard.server.exchange import Branch, Feed
 from mmguard.server.failures import demand
+from mmguard.server.spans import watched
 from mmguard.sse import frame
 from mmguard.types import Guarded
 
@@ -25,7 +26,7 @@ class Speech:
     async def run(self, policy: Policy) -> AsyncIterator[bytes]:
         """Everything that this choice sends. Raises what the upstream or the guard failed by."""
         held = ""
-        flow = guard(self.branch.exchange.request, policy, stream=True)
+        flow = watched(guard(self.branch.exchange.request, policy, stream=True), self.branch.index)
         async with aclosing(drive.astream(flow, self.branch)) as items:
             async for item in items:
                 if isinstance(item, Guarded):

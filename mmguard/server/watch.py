@@ -26,6 +26,7 @@ from mmguard.server.audit import Audit
 from mmguard.server.entry import Entry
 from mmguard.server.failures import Refused, tell
 from mmguard.server.metrics import Levels, Metrics
+from mmguard.server.spans import NOW
 from mmguard.server.visit import VISIT, Visit, identify
 from mmguard.types import Finding, Guarded, Sample
 
@@ -86,6 +87,8 @@ class Watch:
     ) -> None:
         visit = VISIT.get() or Visit()
         visit.take(answers.values())
+        if node := NOW.get():
+            node.total(answers.values(), usage)
         self.metrics.answer(visit, list(answers.values()), usage)
         if self.audit and answers:
             self.audit.offer(Entry(visit, visit.seconds, exchange.request, answers, usage))
