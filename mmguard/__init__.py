@@ -4,6 +4,7 @@ Nothing heavy is imported here; policies, models, detectors and picture decoders
 first use.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mmguard.errors import MmguardError
@@ -25,6 +26,9 @@ from mmguard.wrap import Wrapped, wrap
 
 if TYPE_CHECKING:
     from mmguard.policy import Policy, load_policy
+
+# From 1.31 on ONNX Runtime reports its use to its makers unless told otherwise before it loads.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

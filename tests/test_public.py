@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,17 @@ def test_import_is_light() -> None:
     code = f"import mmguard, sys; print([m for m in {HEAVY} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
+def test_nothing_is_reported_to_anybody(given: str | None, kept: str) -> None:
+    """By the runtime of the detectors, unless whoever deploys them says so."""
+    name = "ORT_DISABLE_TELEMETRY"
+    known = {key: value for key, value in os.environ.items() if key != name}
+    asked = [sys.executable, "-c", f"import mmguard, os; print(os.environ[{name!r}])"]
+    environment = known if given is None else {**known, name: given}
+    found = subprocess.run(asked, capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.strip() == kept
 
 
 def test_errors_are_one_family() -> None:
