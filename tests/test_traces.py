@@ -311,7 +311,7 @@ def test_a_stop_does_not_wait_for_a_collector_that_is_not_there(
 ) -> None:
     back = threading.Event()
 
-    class Away(sdk.InMemorySpanExporter):  # type: ignore[misc]  # imported by name
+    class Away(sdk.InMemorySpanExporter):  # type: ignore[name-defined,misc]  # imported by name
         def export(self, spans: Any) -> Any:
             back.wait(10)
             return super().export(spans)
