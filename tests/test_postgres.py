@@ -294,6 +294,20 @@ def test_the_password_is_never_told(
     assert not any(secret in heard for secret in (SECRET, SPELLED, "kqxzw"))
 
 
+@pytest.mark.parametrize("said", [SECRET, SPELLED, "fine"])
+def test_no_error_tells_the_password_or_a_row(said: str) -> None:
+    from psycopg import IntegrityError
+
+    from mmguard.server.postgres import StoreError, parse, plain
+
+    with (
+        pytest.raises(StoreError) as told,
+        plain(parse(f"postgresql://guest:{SPELLED}@host/db")),
+    ):
+        raise IntegrityError(f"not so: {said}\nDETAIL:  Failing row contains (kqxzw)")
+    assert str(told.value) == f"IntegrityError: not so: {said if said == 'fine' else '***'}"
+
+
 @pytest.mark.parametrize(
     "url",
     [
