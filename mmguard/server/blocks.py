@@ -238,8 +238,9 @@ def empty(model: str) -> Json:
 
 
 def read_usage(body: Mapping[str, Any]) -> Usage:
-    usage = body.get("usage") or {}
-    return Usage(usage.get("input_tokens") or 0, usage.get("output_tokens") or 0)
+    usage = body.get("usage")
+    told = usage if isinstance(usage, Mapping) else {}
+    return Usage(wire.number(told.get("input_tokens")), wire.number(told.get("output_tokens")))
 
 
 def event(kind: str, **fields: Any) -> bytes:

@@ -1,34 +1,26 @@
-"""Anthropic's messages before a server that speaks them: guarded whole or streamed.
-
-The flow, its branch and its ledger are chat's; only what stands on the wire is another's.
-"""
+"""Anthropic's messages before a server that speaks them: guarded whole or streamed."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import json
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request as Call
 from fastapi.responses import JSONResponse, Response
 
-from mmguard import drive, guard, sse
+from mmguard import sse
 from mmguard.errors import ImageError, MmguardError, ModelError
-from mmguard.models.openai import OpenAIModel, load, refused
-from mmguard.policy import Policy
+from mmguard.models.openai import load
 from mmguard.server import blocks, wire
-from mmguard.server.chat import PLAIN, attended, begin, headers, merge
-from mmguard.server.exchange import Branch, Exchange, Feed
-from mmguard.server.failures import demand, tell
+from mmguard.server.exchange import Branch, Feed
+from mmguard.server.failures import tell
 from mmguard.server.form import Form
 from mmguard.server.sidecar import Sidecar
-from mmguard.server.spans import watched
 from mmguard.server.speech import Speech
-from mmguard.types import AnyRequest, Guarded, Reply
+from mmguard.server.talk import Talk, Turn, Whole, answered
+from mmguard.types import AnyRequest, Guarded, Reply, Usage
 
 FORM = Form(
     "messages",
@@ -50,7 +42,9 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.post("/v1/messages")
     async def messages(call: Call) -> Response:
         try:
-            return await answered(sidecar, call)
+            policy = sidecar.policy(call)
+            talk = await open_talk(sidecar, call, await sidecar.body(call))
+            return await answered(sidecar, call, policy, talk, broken)
         except MmguardError as exc:
             status, body, more = tell(exc)
             return JSONResponse(blocks.error(status, body), status, more)
@@ -58,16 +52,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     return router
 
 
-async def answered(sidecar: Sidecar, call: Call) -> Response:
-    policy = sidecar.policy(call)
-    talk = await open_talk(sidecar, call, await sidecar.body(call))
-    if talk.body.get("stream") is True:
-        return await begin(sidecar, policy, call, speak(sidecar, talk, policy), broken)
-    async with sidecar.room():
-        return await attended(call, whole(sidecar, talk, policy))
-
-
-async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Talk:
+async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Message:
     """The body as values, its pictures fetched and inlined."""
     found, most = list(blocks.pictures(body)), sidecar.settings.images
     if len(found) > most:
@@ -77,7 +62,7 @@ async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Talk:
     request = blocks.read(body, known)
     upstream = copy.copy(sidecar.forward(call))
     upstream.headers = own_headers(sidecar, call, upstream.headers)
-    return Talk(upstream, blocks.enclose(body, known), request, FORM)
+    return Message(upstream, blocks.enclose(body, known), request, FORM)
 
 
 def own_headers(sidecar: Sidecar, call: Call, borne: Mapping[str, str]) -> dict[str, str]:
@@ -94,83 +79,44 @@ def own_headers(sidecar: Sidecar, call: Call, borne: Mapping[str, str]) -> dict[
     return {**kept, **told, **({"x-api-key": key} if key else {})}
 
 
-class Talk(Exchange):
+class Message(Talk):
     """An exchange whose one choice is the upstream's message."""
 
-    async def post(self) -> tuple[bytes, wire.Json]:
-        raw, message = await post(self.upstream, self.body)
-        choice = {"message": message, "finish_reason": message.get("stop_reason")}
-        return raw, {"choices": [choice]}
+    def take(self, answer: wire.Json) -> wire.Json:
+        if not isinstance(answer.get("content"), list):
+            raise ModelError("the server's message has no content", body=wire.dump(answer))
+        return {"message": answer, "finish_reason": answer.get("stop_reason")}
+
+    def tokens(self, answer: Mapping[str, Any]) -> Usage:
+        return blocks.read_usage(answer)
+
+    def empty(self) -> wire.Json:
+        return blocks.empty(str(self.body.get("model", "")))
+
+    def mend(self, answer: wire.Json, guarded: Guarded) -> wire.Json:
+        return blocks.mend(answer, guarded)
 
     def model(self) -> Claude:
-        return Claude(self.upstream, str(self.body.get("model", "")))
+        return Claude(self.upstream, self)
+
+    def listen(self, branch: Branch) -> tuple[Feed, Speech]:
+        feed = Events(self, [branch])
+        return feed, Speaker(branch, feed, True)
 
 
-async def post(upstream: OpenAIModel, body: wire.Json) -> tuple[bytes, wire.Json]:
-    """The upstream's message as it came, and read. Raises `ModelError` as it refused."""
-    told = {"content-type": "application/json", **upstream.headers}
-    with upstream.reported():
-        response = await upstream.aclient.post(FORM.path, content=wire.dump(body), headers=told)
-    if response.status_code != 200:
-        raise refused(response.status_code, response.content)
-    message = load(response.content)
-    if not isinstance(message.get("content"), list):
-        raise ModelError("the server's message has no content", body=response.content)
-    return response.content, message
+class Claude(Whole):
+    """The upstream as whoever mends."""
 
+    def write(self, request: AnyRequest) -> wire.Json:
+        return blocks.write(request, str(self.talk.body.get("model", "")))
 
-class Claude:
-    """The upstream as whoever mends: it answers whole."""
-
-    def __init__(self, upstream: OpenAIModel, name: str) -> None:
-        self.upstream, self.name = upstream, name
-
-    async def agenerate(self, request: AnyRequest) -> Reply:
-        _, message = await post(self.upstream, blocks.write(request, self.name))
-        finish = "length" if message.get("stop_reason") == "max_tokens" else "stop"
-        return Reply(blocks.speak(message), finish, blocks.read_usage(message))
-
-    async def astream(self, request: AnyRequest) -> AsyncGenerator[str | Reply, None]:
-        reply = await self.agenerate(request)
-        yield reply.text
-        yield reply
-
-
-# -- whole --------------------------------------------------------------------
-
-
-async def whole(sidecar: Sidecar, talk: Talk, policy: Policy) -> Response:
-    start = time.perf_counter()
-    try:
-        branch = Branch(talk, 0, sidecar.scoring)
-        guarded = await drive.arun(watched(guard(talk.request, policy)), branch)
-    finally:
-        talk.leave()
-    sidecar.watch.note(talk, [guarded])
-    demand(guarded)
-    told = PLAIN | headers([guarded], start)
-    raw, message = b"", blocks.empty(str(talk.body.get("model", "")))
-    if talk.answer:
-        raw, body = await talk.whole()
-        message = body["choices"][0]["message"]
-    if guarded.action == "pass":
-        return Response(raw, 200, told)
-    return Response(wire.dump(blocks.mend(message, guarded)), 200, told)
+    def read(self, answer: wire.Json) -> Reply:
+        self.talk.take(answer)
+        finish = "length" if answer.get("stop_reason") == "max_tokens" else "stop"
+        return Reply(blocks.speak(answer), finish, blocks.read_usage(answer))
 
 
 # -- streamed -----------------------------------------------------------------
-
-
-async def speak(sidecar: Sidecar, talk: Talk, policy: Policy) -> AsyncGenerator[bytes, None]:
-    """The events as they may leave."""
-    async with sidecar.room():
-        branch = Branch(talk, 0, sidecar.scoring)
-        feed = Events(talk, [branch])
-        turns = [Turn(branch, feed, True)]
-        with sidecar.watch.speaking(feed, turns):
-            async with aclosing(merge(feed, turns, policy)) as pieces:
-                async for piece in pieces:
-                    yield piece
 
 
 def broken(exc: Exception) -> bytes:
@@ -186,24 +132,22 @@ class Events(Feed):
         if told.get("type") == "error":
             raise ModelError(f"the stream broke off: {told.get('error')}", body=event.data)
         self.first = self.first or told
+        if "usage" in told:
+            start = blocks.read_usage(self.first.get("message") or {})
+            spent = Usage(start.prompt, blocks.read_usage(told).completion)
+            self.asides.append((b"", {"usage": wire.usage_of(spent)}))
         delta = told.get("delta")
         finish = delta.get("stop_reason") if isinstance(delta, dict) else None
         choice = {"event": told, "finish_reason": finish}
         self.branches[0].queue.put_nowait((event.raw, choice))
 
 
-class Turn(Speech):
+class Speaker(Turn):
     """What one message sends. `place` is the block that the client has open, `next` its next."""
 
     def __init__(self, branch: Branch, feed: Feed, in_content: bool) -> None:
         super().__init__(branch, feed, in_content)
         self.place, self.next, self.is_text = -1, 0, False
-
-    async def run(self, policy: Policy) -> AsyncIterator[bytes]:
-        async for piece in super().run(policy):
-            for event in sse.Parser().feed(piece):
-                self.follow(json.loads(event.data))
-            yield piece
 
     def follow(self, event: Any) -> None:
         """Keep in mind what the client has got."""
@@ -213,20 +157,6 @@ class Turn(Speech):
                 self.is_text = event["content_block"].get("type") == "text"
             case {"type": "content_block_stop"}:
                 self.place = -1
-
-    def end(self, guarded: Guarded, held: str) -> bytes:
-        if guarded.action == "pass":
-            return self.branch.ledger.flush()
-        said = self.say(content=held) if held else self.owed()
-        return said + self.finish(guarded)
-
-    def say(self, **fields: str) -> bytes:
-        return self.owed() + self.write(fields["content"])
-
-    def owed(self) -> bytes:
-        ledger = self.branch.ledger
-        owed, ledger.sent = ledger.owed, ledger.gone
-        return self.write(owed) if owed else b""
 
     def write(self, text: str) -> bytes:
         """Text of our own, in the open block if that is one of text, else in a new one."""
