@@ -20,6 +20,7 @@ from mmguard.server import (
     detections,
     guardrail,
     moderations,
+    responses,
     watch,
     wire,
 )
@@ -32,6 +33,7 @@ from mmguard.types import Detector
 ROUTES = (
     chat.routes,
     completions.routes,
+    responses.routes,
     claude.routes,
     moderations.routes,
     guardrail.routes,

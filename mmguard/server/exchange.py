@@ -231,9 +231,13 @@ class Feed:
                 async for data in pieces:
                     for event in parser.feed(data):
                         if event.data == b"[DONE]":
+                            self.close(event)
                             await finish(pieces)
                             return
                         self.sort(event)
+
+    def close(self, event: sse.Event) -> None:
+        """The stream's last line, which is written anew after usage."""
 
     def sort(self, event: sse.Event) -> None:
         chunk = load(event.data)
