@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from mmguard.server.app import make_app
 from mmguard.server.settings import Settings
 from tests.loopback import served
-from tests.replies import BLOCK, Json, call, picture, response, stream, thought, words
-from tests.upstream import detector, write_policy
+from tests.replies import BLOCK, call, picture, response, stream, thought, words
+from tests.upstream import Json, detector, write_policy
 from tests.world import BAD
 
 TOOL: Any = {"type": "function", "name": "look_up", "parameters": {}, "strict": False}
