@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from mmguard import drive, guard, sse
 from mmguard.policy import Policy
-from mmguard.server import wire
+from mmguard.server import annotation, wire
 from mmguard.server.exchange import Branch, Exchange, Feed, place
 from mmguard.server.failures import demand, tell
 from mmguard.server.form import Form
@@ -57,6 +57,8 @@ async def answered(sidecar: Sidecar, call: Call) -> Response:
     """One request, whole or streamed."""
     policy = sidecar.policy(call)
     exchange = await sidecar.exchange(call, await sidecar.read(call))
+    if sidecar.settings.moderation == "answer":
+        policy = annotation.attend(exchange, policy, sidecar.scoring)
     if exchange.body.get("stream") is True:
         return await streamed(sidecar, exchange, policy, call)
     async with sidecar.room():
@@ -105,11 +107,14 @@ async def whole(sidecar: Sidecar, exchange: Exchange, policy: Policy) -> Respons
     for guarded in answers:
         demand(guarded)
     raw, body = await exchange.whole() if exchange.answer else (b"", blank(exchange))
-    told = headers(answers, start)
-    if all(guarded.action == "pass" for guarded in answers):
+    told, passed = headers(answers, start), all(guarded.action == "pass" for guarded in answers)
+    if not passed:
+        body = rewrite(body, answers, exchange.form, sidecar.settings.refusal_in_content)
+    if exchange.annotate:
+        body = {**body, **(await exchange.annotate(answers))}
+    elif passed:
         return Response(raw, 200, PLAIN | told)
-    in_content = sidecar.settings.refusal_in_content
-    return Response(wire.dump(rewrite(body, answers, exchange.form, in_content)), 200, PLAIN | told)
+    return Response(wire.dump(body), 200, PLAIN | told)
 
 
 def blank(exchange: Exchange) -> wire.Json:
@@ -231,6 +236,8 @@ async def speak(
                     yield feed.lead + piece
                     feed.lead = b""
         answers = [speech.guarded for speech in speeches if speech.guarded]
+        if exchange.annotate:
+            yield aside(feed, await exchange.annotate(answers))
         yield b"".join(usage_frames(feed, answers)) + sse.DONE
 
 
@@ -265,6 +272,12 @@ async def pour(
         queue.put_nowait(None)
     except Exception as exc:
         queue.put_nowait(exc)
+
+
+def aside(feed: Feed, told: wire.Json) -> bytes:
+    """A chunk of no choice."""
+    shared = {k: None if k == "usage" else v for k, v in feed.first.items()}
+    return sse.frame(wire.dump({**feed.blank, **shared, "choices": [], **told}))
 
 
 def usage_frames(feed: Feed, answers: list[Guarded]) -> list[bytes]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from mmguard import sse
@@ -19,10 +20,12 @@ from mmguard.runtime import AsyncModel, Concurrent
 from mmguard.server import wire
 from mmguard.server.form import CHAT, Form
 from mmguard.server.ledger import Ledger
-from mmguard.types import AnyRequest, Finding, Reply, Request, Sample
+from mmguard.types import AnyRequest, Finding, Guarded, Reply, Request, Sample
 
 # What belongs to the caller's call, and to no further one.
-OWN = frozenset({"n", "stream", "stream_options", "model"})
+OWN = frozenset({"n", "stream", "stream_options", "model", "moderation"})
+# What is told beside an answer, to a caller who asks.
+Annotate = Callable[[Sequence[Guarded]], Awaitable[wire.Json]]
 
 
 class Exchange:
@@ -44,6 +47,7 @@ class Exchange:
         self.reading: asyncio.Task[None] | None = None
         self.readers = self.choices
         self.connecting = self.gone = False
+        self.annotate: Annotate | None = None
 
     async def whole(self) -> tuple[bytes, wire.Json]:
         """The upstream's completion as it came, and read. Raises `ModelError` as it refused."""
@@ -198,6 +202,11 @@ class Feed:
         self.first: wire.Json = {}
         self.lead = b""
         self.asides: list[tuple[bytes, wire.Json]] = []
+
+    @cached_property
+    def blank(self) -> wire.Json:
+        """What all chunks share of an answer for which no model was asked."""
+        return wire.empty(str(self.exchange.body.get("model", "")), self.exchange.form.chunk)
 
     def start(self) -> None:
         """The upstream is asked when a choice first reads: a refused request never reaches it."""

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -99,7 +99,8 @@ class Settings(Strict):
     `embedded`, or a HuggingFace folder or hub name. Without `upstream_key` the caller's
     own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
     bears one, and never go on. A request has at most `images` pictures; `pictures` says from
-    where. Times are in seconds, sizes in MiB.
+    where. A request's `moderation` is answered by our detectors, or goes on to an upstream that
+    knows it. Times are in seconds, sizes in MiB.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -119,6 +120,7 @@ class Settings(Strict):
     images: Annotated[int, Field(ge=0)] = 32
     pictures: Rules = Rules()
     refusal_in_content: bool = True
+    moderation: Literal["answer", "forward"] = "answer"
     access_log: bool = True
     otel: bool = False
     audit: Annotated[Audit, BeforeValidator(read_audit)] = Field(default_factory=Audit)

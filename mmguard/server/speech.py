@@ -71,5 +71,4 @@ class Speech:
         form = self.branch.exchange.form
         choice = {"index": self.branch.index, **form.write(delta), "finish_reason": finish}
         shared = {k: v for k, v in self.feed.first.items() if k not in ("choices", "usage")}
-        made = wire.empty(str(self.branch.exchange.body.get("model", "")), form.chunk)
-        return frame(wire.dump({**made, **shared, "choices": [choice]}))
+        return frame(wire.dump({**self.feed.blank, **shared, "choices": [choice]}))
