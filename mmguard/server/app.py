@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from mmguard.errors import MmguardError
 from mmguard.server import (
+    catalog,
     chat,
     claude,
     completions,
@@ -32,6 +33,7 @@ from mmguard.types import Detector
 # Each makes a router over one sidecar.
 ROUTES = (
     chat.routes,
+    catalog.routes,
     completions.routes,
     responses.routes,
     claude.routes,

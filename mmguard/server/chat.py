@@ -42,14 +42,6 @@ def routes(sidecar: Sidecar) -> APIRouter:
     async def chat(call: Call) -> Response:
         return await answered(sidecar, call)
 
-    @router.get("/v1/models")
-    async def models(call: Call) -> Response:
-        sidecar.policy(call)
-        upstream = sidecar.forward(call)
-        with upstream.reported():
-            response = await upstream.aclient.get("models", headers=upstream.headers)
-        return Response(response.content, response.status_code, PLAIN)
-
     return router
 
 

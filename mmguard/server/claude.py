@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request as Call
@@ -12,14 +12,14 @@ from fastapi.responses import JSONResponse, Response
 
 from mmguard import sse
 from mmguard.errors import ImageError, MmguardError, ModelError
-from mmguard.models.openai import load
+from mmguard.models.openai import OpenAIModel, load
 from mmguard.server import blocks, wire
 from mmguard.server.exchange import Branch, Feed
 from mmguard.server.failures import tell
 from mmguard.server.form import Form
 from mmguard.server.sidecar import Sidecar
 from mmguard.server.speech import Speech
-from mmguard.server.talk import Talk, Turn, Whole, answered
+from mmguard.server.talk import Talk, Turn, Whole, answered, counted
 from mmguard.types import AnyRequest, Guarded, Reply, Usage
 
 FORM = Form(
@@ -41,15 +41,34 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
     @router.post("/v1/messages")
     async def messages(call: Call) -> Response:
-        try:
-            policy = sidecar.policy(call)
-            talk = await open_talk(sidecar, call, await sidecar.body(call))
-            return await answered(sidecar, call, policy, talk, broken)
-        except MmguardError as exc:
-            status, body, more = tell(exc)
-            return JSONResponse(blocks.error(status, body), status, more)
+        return await explained(answer(sidecar, call))
+
+    @router.post("/v1/messages/count_tokens")
+    async def count(call: Call) -> Response:
+        return await explained(tally(sidecar, call))
 
     return router
+
+
+async def explained(work: Coroutine[Any, Any, Response]) -> Response:
+    """The answer, or a failure in Anthropic's form."""
+    try:
+        return await work
+    except MmguardError as exc:
+        status, body, more = tell(exc)
+        return JSONResponse(blocks.error(status, body), status, more)
+
+
+async def answer(sidecar: Sidecar, call: Call) -> Response:
+    policy = sidecar.policy(call)
+    talk = await open_talk(sidecar, call, await sidecar.body(call))
+    return await answered(sidecar, call, policy, talk, broken)
+
+
+async def tally(sidecar: Sidecar, call: Call) -> Response:
+    sidecar.policy(call)
+    talk = await open_talk(sidecar, call, await sidecar.body(call))
+    return await counted(sidecar, call, talk, "messages/count_tokens")
 
 
 async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Message:
@@ -60,9 +79,14 @@ async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Message:
     images = await asyncio.gather(*(sidecar.fetch(blocks.locate(block)) for block in found))
     known = {id(block): image for block, image in zip(found, images, strict=True)}
     request = blocks.read(body, known)
+    return Message(forward(sidecar, call), blocks.enclose(body, known), request, FORM)
+
+
+def forward(sidecar: Sidecar, call: Call) -> OpenAIModel:
+    """The upstream, asked under Anthropic's headers."""
     upstream = copy.copy(sidecar.forward(call))
     upstream.headers = own_headers(sidecar, call, upstream.headers)
-    return Message(upstream, blocks.enclose(body, known), request, FORM)
+    return upstream
 
 
 def own_headers(sidecar: Sidecar, call: Call, borne: Mapping[str, str]) -> dict[str, str]:

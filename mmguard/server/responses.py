@@ -25,7 +25,7 @@ from mmguard.server.form import Form
 from mmguard.server.heard import Heard
 from mmguard.server.sidecar import Sidecar
 from mmguard.server.speech import Speech
-from mmguard.server.talk import Talk, Whole, answered
+from mmguard.server.talk import Talk, Whole, answered, counted
 from mmguard.types import AnyRequest, Guarded, Reply, Usage
 
 FORM = Form(
@@ -48,6 +48,12 @@ def routes(sidecar: Sidecar) -> APIRouter:
         policy = sidecar.policy(call)
         talk = await open_talk(sidecar, call, policy, await sidecar.read(call))
         return await answered(sidecar, call, policy, talk, broken)
+
+    @router.post("/v1/responses/input_tokens")
+    async def count(call: Call) -> Response:
+        policy = sidecar.policy(call)
+        talk = await open_talk(sidecar, call, policy, await sidecar.read(call))
+        return await counted(sidecar, call, talk, "responses/input_tokens")
 
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def stored(call: Call, rest: str) -> Response:

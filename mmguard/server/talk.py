@@ -113,6 +113,13 @@ async def answered(
         return await attended(call, whole(sidecar, talk, policy))
 
 
+async def counted(sidecar: Sidecar, call: Call, talk: Talk, path: str) -> Response:
+    """How many tokens the upstream would read: of what was checked, and no answer."""
+    async with sidecar.room():
+        raw, _ = await attended(call, ask(talk.upstream, path, talk.content))
+    return Response(raw, 200, PLAIN)
+
+
 async def whole(sidecar: Sidecar, talk: Talk, policy: Policy) -> Response:
     start = time.perf_counter()
     try:
