@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from mmguard.server.heard import COPIES, FRAME
 from tests.replies import (
     ASK,
     BLOCK,
@@ -31,7 +33,7 @@ from tests.replies import (
     words,
 )
 from tests.test_audit import rows, until
-from tests.upstream import Json, client, write_policy
+from tests.upstream import Handler, Json, client, write_policy
 from tests.world import BAD
 
 TALK = (thought("hm", "hm hm"), words("It is a red square on white."), call('{"a": 1}'))
@@ -192,3 +194,33 @@ def test_banned_text_is_found_wherever_it_is_split(kind: str, tmp_path: Path) ->
             assert BAD.encode() not in found
             well_formed(events)
             assert end(events) == ("incomplete", "content_filter")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a value there are objects, but in those that say nothing."""
+    if isinstance(value, dict):
+        yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in inside if isinstance(value, dict | list) else ():
+        if isinstance(inner, dict | list) and name not in (*COPIES, *FRAME - {"output"}):
+            yield from places(inner, (*path, name))
+
+
+def test_no_object_of_any_event_is_overlooked(tmp_path: Path) -> None:
+    policy = write_policy(tmp_path, **BLOCK, **WINDOW)
+    events = parse(stream(thought("hm"), words("fine"), call("{}"), size=9))
+    spots = [(i, path) for i, event in enumerate(events) for path in places(event)]
+    assert len(spots) > 50
+
+    async def run(handler: Handler) -> bytes:
+        async with client(handler, policy) as caller:
+            return (await caller.post("responses", json={**ASK, "stream": True})).content
+
+    for i, path in spots:
+        told = json.loads(json.dumps(events))
+        inner = told[i]
+        for step in path:
+            inner = inner[step]
+        inner["vendor"] = f"x {BAD}"
+        data = b"".join(map(frame, told))
+        assert BAD.encode() not in asyncio.run(run(says(data))), (i, path)
