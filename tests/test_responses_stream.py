@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -33,7 +34,7 @@ from tests.replies import (
     words,
 )
 from tests.test_audit import rows, until
-from tests.upstream import Handler, Json, client, write_policy
+from tests.upstream import Json, client, write_policy
 from tests.world import BAD
 
 TALK = (thought("hm", "hm hm"), words("It is a red square on white."), call('{"a": 1}'))
@@ -116,6 +117,27 @@ def test_a_call_that_is_cut_off_is_incomplete(tmp_path: Path) -> None:
     assert '{"some"'.startswith(cut[0]["arguments"][:5])
 
 
+def test_what_was_open_beside_a_mended_text_is_incomplete(tmp_path: Path) -> None:
+    frames = parse(stream(call('{"a": 1}'), words(f"All is fine here. And {BAD} too."), size=40))
+    late = [e for e in frames if e.get("output_index") == 0 and e["type"].endswith(".done")]
+    kept = [e for e in frames if e not in late]
+    data = b"".join(map(frame, [*kept[:-1], *late, kept[-1]]))
+    how = {"mode": "window", "window": 6, "hold": 3, "after": ["resume"]}
+    policy = write_policy(tmp_path, repair=["resume"], stream=how)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if json.loads(request.content).get("stream"):
+            return httpx.Response(200, content=data)
+        return httpx.Response(200, json=response(words("And mended.")))
+
+    found, events = listen(handler, policy)
+    assert BAD.encode() not in found
+    assert spoken(events).strip() == "All is fine here. And mended."
+    assert end(events) == ("completed", None)
+    items = events[-1]["response"]["output"]
+    assert [item["status"] for item in items] == ["incomplete", "completed"]
+
+
 def test_a_mended_stream(tmp_path: Path) -> None:
     policy = write_policy(tmp_path, repair=["detoxify"])
     _, events = listen(says(stream(words(BAD))), policy)
@@ -127,13 +149,13 @@ def test_a_mended_stream(tmp_path: Path) -> None:
 def test_events_that_repeat_are_read_again_where_they_differ(tmp_path: Path) -> None:
     for place, event in enumerate(parse(stream(words("fine")))):
         if event["type"].endswith((".done", ".completed")):
-            told = json.loads(json.dumps(event).replace("fine", f"fine {BAD}"))
-            frames = parse(stream(words("fine")))
-            frames[place] = told
-            data = b"".join(map(frame, frames))
-            found, events = listen(says(data), write_policy(tmp_path, **BLOCK, **WINDOW))
-            assert BAD.encode() not in found
-            assert end(events) == ("incomplete", "content_filter")
+            for other in (f"fine {BAD}", f"so {BAD}", f"{BAD} is fine"):
+                frames = parse(stream(words("fine")))
+                frames[place] = json.loads(json.dumps(event).replace("fine", other))
+                data = b"".join(map(frame, frames))
+                found, events = listen(says(data), write_policy(tmp_path, **BLOCK, **WINDOW))
+                assert BAD.encode() not in found
+                assert end(events) == ("incomplete", "content_filter")
 
 
 PIECES = st.lists(st.sampled_from([BAD, "BA", "D", "AD", "B", "x ", "some words"]), max_size=6)
@@ -182,18 +204,34 @@ def test_no_banned_byte_leaves(
     assert harmful or found == data
 
 
+def every(policy: Path, sent: Sequence[bytes]) -> list[bytes]:
+    """What one sidecar lets out of each of these streams."""
+    waiting = iter(sent)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=next(waiting))
+
+    async def run() -> list[bytes]:
+        async with client(handler, policy) as caller:
+            asked = {**ASK, "stream": True}
+            return [(await caller.post("responses", json=asked)).content for _ in sent]
+
+    return asyncio.run(run())
+
+
 @pytest.mark.parametrize("kind", ["text", "refusal", "summary", "thought", "arguments", "input"])
-def test_banned_text_is_found_wherever_it_is_split(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [1, 4])
+def test_banned_text_is_found_wherever_it_is_split(kind: str, window: int, tmp_path: Path) -> None:
     said = f"xx{BAD}yy"
-    for size in range(1, len(said) + 1):
-        data = stream(words("fine"), item(kind, said, 1), size=size)
-        for window in (1, 4):
-            how = {"mode": "window", "window": window, "hold": len(BAD)}
-            policy = write_policy(tmp_path, **BLOCK, stream=how)
-            found, events = listen(says(data), policy)
-            assert BAD.encode() not in found
-            well_formed(events)
-            assert end(events) == ("incomplete", "content_filter")
+    how = {"mode": "window", "window": window, "hold": len(BAD)}
+    sent = [
+        stream(words("fine"), item(kind, said, 1), size=size) for size in range(1, len(said) + 1)
+    ]
+    for found in every(write_policy(tmp_path, **BLOCK, stream=how), sent):
+        events = parse(found)
+        assert BAD.encode() not in found
+        well_formed(events)
+        assert end(events) == ("incomplete", "content_filter")
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -212,15 +250,13 @@ def test_no_object_of_any_event_is_overlooked(tmp_path: Path) -> None:
     spots = [(i, path) for i, event in enumerate(events) for path in places(event)]
     assert len(spots) > 50
 
-    async def run(handler: Handler) -> bytes:
-        async with client(handler, policy) as caller:
-            return (await caller.post("responses", json={**ASK, "stream": True})).content
-
+    sent = []
     for i, path in spots:
         told = json.loads(json.dumps(events))
         inner = told[i]
         for step in path:
             inner = inner[step]
         inner["vendor"] = f"x {BAD}"
-        data = b"".join(map(frame, told))
-        assert BAD.encode() not in asyncio.run(run(says(data))), (i, path)
+        sent.append(b"".join(map(frame, told)))
+    for spot, found in zip(spots, every(policy, sent), strict=True):
+        assert BAD.encode() not in found, spot
