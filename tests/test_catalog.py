@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
+import openai
 import pytest
 
 from tests import replies, talks
-from tests.upstream import Handler, Json, client, write_policy
+from tests.loopback import served
+from tests.upstream import Handler, Json, app, client, write_policy
 
 SEEN = list[httpx.Request]
 
@@ -103,3 +106,23 @@ def test_no_link_goes_up_to_be_counted(path: str, part: Json, tmp_path: Path) ->
     answer = ask(tells({}, seen), write_policy(tmp_path), "POST", path, json=body)
     assert answer.status_code == 400
     assert not seen
+
+
+def test_the_official_clients(tmp_path: Path) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(200, json={"input_tokens": 7})
+        own = "anthropic-version" in request.headers
+        model = {"id": "claude" if own else "up", "type": "model", "object": "model"}
+        many = request.url.path == "/v1/models"
+        return httpx.Response(200, json={"data": [model], "has_more": False} if many else model)
+
+    with served(app(handler, write_policy(tmp_path))) as url:
+        caller = openai.OpenAI(base_url=url, api_key="any", max_retries=0)
+        assert [model.id for model in caller.models.list()] == ["up"]
+        assert caller.models.retrieve("up").id == "up"
+        assert caller.responses.input_tokens.count(model="up", input="x").input_tokens == 7
+        other = anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key="any", max_retries=0)
+        assert [model.id for model in other.models.list()] == ["claude"]
+        turn: Any = {"role": "user", "content": "x"}
+        assert other.messages.count_tokens(model="up", messages=[turn]).input_tokens == 7

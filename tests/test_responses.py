@@ -191,6 +191,32 @@ def test_an_answer_is_mended_by_the_same_server(tmp_path: Path) -> None:
     assert answer["mmguard"]["step"] == "detoxify"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_with_eyes_closed(streamed: bool, tmp_path: Path) -> None:
+    seen: list[Json] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        seen.append(asked)
+        if len(seen) == 1:
+            body = stream(words(BAD)) if streamed else json.dumps(response(words(BAD))).encode()
+            return httpx.Response(200, content=body)
+        said = "a red square" if '"input_image"' in json.dumps(asked) else "It is red."
+        return httpx.Response(200, json=response(thought(BAD), words(said)))
+
+    turn = [{"role": "user", "content": [picture(), {"type": "input_text", "text": "which?"}]}]
+    policy = write_policy(tmp_path, repair=["caption"])
+    answer = post(handler, policy, input=turn, instructions="be brief", stream=streamed)
+    assert "It is red." in answer.text
+    assert BAD not in answer.text
+    draft, look, closed = seen
+    assert draft["input"] == turn
+    assert look["input"][0]["content"][0] == picture()
+    assert "input_image" not in json.dumps(closed)
+    assert [one["role"] for one in closed["input"]] == ["system", "user"]
+    assert {one.get("max_output_tokens") for one in (look, closed)} == {128, 50}
+
+
 # -- failures -----------------------------------------------------------------
 
 

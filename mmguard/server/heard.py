@@ -150,15 +150,15 @@ class Heard:
         for i, item in enumerate(items if isinstance(items, list) else ()):
             yield from self.walk(("output", str(i)), "item", item)
         for name, value in response.items():
-            if name in ECHO or name in self.asked:
+            if name in ECHO:
                 yield from self.echo(name, value)
-            elif name not in FRAME:
+            elif name not in FRAME and value != self.asked.get(name):
                 yield from self.walk((name,), name, value)
 
     def echo(self, name: str, value: Any) -> Iterator[Told]:
         """What a server adds to what was asked."""
         asked = self.asked.get(name)
-        if value == asked or name in FRAME:
+        if value == asked:
             return
         if name not in self.own:
             self.own[name] = {text for _, text in wire.strings((name,), asked)}
