@@ -25,17 +25,24 @@ USAGE = {"input_tokens": 7, **DETAILS, "output_tokens": 5, "total_tokens": 12}
 URI = "data:image/png;base64," + base64.b64encode(png()).decode()
 # What a server repeats of the request, with its defaults.
 ECHO: Json = {
+    "background": False,
+    "billing": {"payer": "developer"},
     "instructions": None,
     "max_output_tokens": 50,
     "metadata": {},
     "parallel_tool_calls": True,
     "previous_response_id": None,
-    "reasoning": {"effort": "medium", "summary": None},
+    "prompt_cache_key": None,
+    "prompt_cache_retention": "in_memory",
+    "reasoning": {"effort": "medium", "summary": "detailed"},
+    "safety_identifier": None,
+    "service_tier": "default",
     "store": True,
     "temperature": 1.0,
     "text": {"format": {"type": "text"}, "verbosity": "medium"},
     "tool_choice": "auto",
     "tools": [],
+    "top_logprobs": 0,
     "top_p": 1.0,
     "truncation": "disabled",
 }

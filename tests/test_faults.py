@@ -154,10 +154,12 @@ SCENES = {"waits": waits, "waits within": waits_within, "floods": floods}
 class Caller:
     """A caller on a bare socket, which may leave whenever it likes."""
 
-    def __init__(self, url: str, body: bytes, size: int | None = None) -> None:
+    def __init__(
+        self, url: str, body: bytes, size: int | None = None, path: str = "chat/completions"
+    ) -> None:
         host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=5)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\n"
+        head = f"POST /v1/{path} HTTP/1.1\r\nhost: {host}\r\n"
         head += f"content-length: {len(body) if size is None else size}\r\n\r\n"
         self.socket.sendall(head.encode() + body)
 
@@ -203,6 +205,17 @@ def test_a_caller_that_leaves_takes_its_upstream_call_along(
     assert soon(lambda: len(patient.upstream.peers) > calls)
     time.sleep(seconds)
     caller.leave(hard)
+    assert patient.peer.left.wait(3)
+    assert patient.settles(base)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caller_that_leaves_a_response_ends_it(stream: bool, patient: Place) -> None:
+    base, calls = patient.held(), len(patient.upstream.peers)
+    body = asks("waits", stream=stream, input="hello")
+    caller = Caller(patient.url, body, path="responses")
+    assert soon(lambda: len(patient.upstream.peers) > calls)
+    caller.leave()
     assert patient.peer.left.wait(3)
     assert patient.settles(base)
 

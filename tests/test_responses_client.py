@@ -130,7 +130,7 @@ def test_errors_keep_their_class(client: openai.OpenAI) -> None:
         ask(client, [])
     with pytest.raises(openai.BadRequestError, match="unchecked"):
         ask(client, background=True)
-    with pytest.raises(openai.NotFoundError, match="not served here"):
+    with pytest.raises(openai.NotFoundError, match="only new responses are served"):
         client.responses.retrieve("resp_up")
     with pytest.raises(openai.BadRequestError, match="no PNG"):
         ask(client, show(picture("data:image/png;base64,AAAA")))

@@ -58,7 +58,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def stored(call: Call, rest: str) -> Response:
         sidecar.policy(call)
-        told = "what the upstream has stored is not served here: it would leave unchecked"
+        told = "only new responses are served here: what the upstream has stored would leave unchecked"
         raise Refused(404, "invalid_request_error", told, code="not_served")
 
     return router
