@@ -164,6 +164,8 @@ BAD_BODIES: list[tuple[Json, str]] = [
     ({"input": [{"role": "user", "content": [picture(file_id="f")]}]}, "twice"),
     ({"input": [{"role": "user", "content": [picture("/etc/x")]}]}, "data:"),
     ({"input": [{"role": "user", "content": [picture("data:image/png;base64,AAAA")]}]}, "no PNG"),
+    ({"input": [{"role": "user", "content": [picture(), picture(URI, url=URI)]}]}, "twice"),
+    ({"input": [{"role": ["user"], "content": "x"}]}, "role ['user']"),
     ({"background": True}, "fetched later, unchecked"),
     ({"previous_response_id": "resp_mmguard_1"}, "mended or withheld here"),
 ]

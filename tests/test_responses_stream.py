@@ -282,3 +282,18 @@ def test_no_object_of_any_event_is_overlooked(tmp_path: Path) -> None:
         sent.append(b"".join(map(frame, told)))
     for spot, found in zip(spots, every(policy, sent), strict=True):
         assert BAD.encode() not in found, spot
+
+
+def test_no_event_is_too_odd(tmp_path: Path) -> None:
+    policy = write_policy(tmp_path, **BLOCK, **WINDOW)
+    sent = []
+    for i, event in enumerate(events := parse(stream(words(f"It is fine, {BAD}"), size=20))):
+        for name in event.get("item") or event.get("part") or event:
+            for odd in (["x"], {"x": 1}, None):
+                told = json.loads(json.dumps(events))
+                inner = told[i].get("item") or told[i].get("part") or told[i]
+                inner[name] = odd
+                sent.append(b"".join(map(frame, told)))
+    for found in every(policy, sent):
+        assert BAD.encode() not in found
+        assert b"server_error" not in found

@@ -76,7 +76,8 @@ async def open_talk(sidecar: Sidecar, call: Call, body: wire.Json) -> Message:
     found, most = list(blocks.pictures(body)), sidecar.settings.images
     if len(found) > most:
         raise ImageError(f"{len(found)} pictures: send at most {most} in one request")
-    images = await asyncio.gather(*(sidecar.fetch(blocks.locate(block)) for block in found))
+    addresses = [blocks.locate(block) for block in found]
+    images = await asyncio.gather(*map(sidecar.fetch, addresses))
     known = {id(block): image for block, image in zip(found, images, strict=True)}
     request = blocks.read(body, known)
     return Message(forward(sidecar, call), blocks.enclose(body, known), request, FORM)

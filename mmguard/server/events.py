@@ -67,7 +67,7 @@ class Teller(Turn):
         if not isinstance(item[name], list) or not isinstance(index, int):
             return
         item[name][index : index + 1] = [part]
-        begun = str(event.get("type")).endswith(".added") and part.get("type") in DONE
+        begun = str(event.get("type")).endswith(".added") and str(part.get("type")) in DONE
         self.part = (place, len(item[name]) - 1) if begun else None
 
     # -- our own ----------------------------------------------------------------

@@ -30,7 +30,8 @@ async def inline(messages: Any, fetch: Fetch, most: int) -> tuple[Any, Any]:
     places = [place for message in messages for place in find(message)]
     if len(places) > most:
         raise ImageError(f"{len(places)} pictures: send at most {most} in one request")
-    images = await asyncio.gather(*(fetch(locate(part)) for part in places))
+    addresses = [locate(part) for part in places]
+    images = await asyncio.gather(*map(fetch, addresses))
     known = {id(part): image for part, image in zip(places, images, strict=True)}
     return (
         [rebuild(message, known, send) for message in messages],

@@ -106,7 +106,7 @@ def variables(body: Json) -> list[Any]:
 
 
 def is_result(item: Mapping[str, Any]) -> bool:
-    return item.get("type") in RESULTS
+    return str(item.get("type")) in RESULTS
 
 
 def enclose(value: Any, known: Known) -> Any:
@@ -151,7 +151,7 @@ def read_input(body: Json, known: Known) -> Iterator[Message]:
 def read_item(where: str, item: Any, known: Known) -> Iterator[Message]:
     if not isinstance(item, Mapping):
         raise InputError(f"{where}: give an object, not {type(item).__name__}")
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = str(item.get("type") or ("message" if "role" in item else "item_reference"))
     if kind == "message":
         if item.get("role") not in ROLES:
             raise InputError(f"{where}: role {item.get('role')!r}: use one of {', '.join(ROLES)}")
@@ -164,7 +164,7 @@ def read_item(where: str, item: Any, known: Known) -> Iterator[Message]:
         unseen = (Opaque(heard.sealed, item),) if heard.sealed else ()
         yield Message("assistant", (Text(text), *unseen))
     elif kind not in NAMED:
-        yield Message("user", (Opaque(str(kind), item),))
+        yield Message("user", (Opaque(kind, item),))
 
 
 def read_parts(where: str, content: Any, known: Known) -> tuple[Part, ...]:
@@ -202,7 +202,7 @@ def read_tools(body: Json) -> Iterator[Opaque]:
     """Tools that make what nobody here can look at."""
     tools = body.get("tools")
     for tool in tools if isinstance(tools, list) else ():
-        if isinstance(tool, Mapping) and tool.get("type") in UNSEEN:
+        if isinstance(tool, Mapping) and str(tool.get("type")) in UNSEEN:
             yield Opaque(str(tool["type"]), tool)
 
 

@@ -58,7 +58,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def stored(call: Call, rest: str) -> Response:
         sidecar.policy(call)
-        told = "only new responses are served here: what the upstream has stored would leave unchecked"
+        told = "only new responses are served: what the upstream has stored would leave unchecked"
         raise Refused(404, "invalid_request_error", told, code="not_served")
 
     return router
@@ -71,7 +71,8 @@ async def open_talk(sidecar: Sidecar, call: Call, policy: Policy, data: bytes) -
     found, most = list(items.pictures(body)), sidecar.settings.images
     if len(found) > most:
         raise ImageError(f"{len(found)} pictures: send at most {most} in one request")
-    images = await asyncio.gather(*(sidecar.fetch(intake.locate(part)) for part in found))
+    addresses = [intake.locate(part) for part in found]
+    images = await asyncio.gather(*map(sidecar.fetch, addresses))
     known = {id(part): image for part, image in zip(found, images, strict=True)}
     request, sent = items.read(body, known), items.enclose(body, known)
     talk = Answer(sidecar.forward(call), sent, request, FORM)
