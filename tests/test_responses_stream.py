@@ -131,7 +131,7 @@ def test_what_was_open_beside_a_mended_text_is_incomplete(tmp_path: Path) -> Non
 
     found, events = listen(handler, policy)
     assert BAD.encode() not in found
-    assert spoken(events).strip() == "All is fine here. And mended."
+    assert spoken(events) == "All is fine here. And mended."
     assert end(events) == ("completed", None)
     items = events[-1]["response"]["output"]
     assert [item["status"] for item in items] == ["incomplete", "completed"]

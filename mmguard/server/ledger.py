@@ -12,9 +12,10 @@ from mmguard.server.wire import Spoken
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One chunk as bytes, and where in the choice's text what it says ends."""
+    """One chunk as bytes, and where in the choice's text what it says begins and ends."""
 
     raw: bytes
+    start: int
     end: int
 
 
@@ -32,8 +33,9 @@ class Ledger:
     def add(self, raw: bytes, delta: Mapping[str, Any]) -> str:
         """What this chunk adds to the text."""
         piece = self.spoken.add(delta)
+        start = len(self.text) + self.spoken.lead
         self.text += piece
-        self.frames.append(Frame(raw, len(self.text)))
+        self.frames.append(Frame(raw, start, len(self.text)))
         return piece
 
     def take(self, piece: str) -> bytes | None:
@@ -55,4 +57,5 @@ class Ledger:
     @property
     def owed(self) -> str:
         """Text that was let out while its frame was kept."""
-        return self.text[self.sent : self.gone]
+        start = self.frames[0].start if self.frames else self.sent
+        return self.text[max(start, self.sent) : self.gone]

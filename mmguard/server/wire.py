@@ -102,16 +102,19 @@ class Spoken:
     """The text of one choice as it grows: what its fields say, a line break between fields.
 
     Where a field goes on after another came between, its end is said again, so that nothing
-    hides by being split between turns.
+    hides by being split between turns. `lead` is how much of what was added last is no field's.
     """
 
     def __init__(self) -> None:
         self.last: tuple[str, ...] | None = None
+        self.lead = 0
         self.tails: dict[tuple[str, ...], str] = {}
 
     def add(self, message: Mapping[str, Any]) -> str:
         """What this message or delta adds to the text."""
-        return "".join([self.turn(path) + self.keep(path, text) for path, text in said(message)])
+        pieces = [(self.turn(path), self.keep(path, text)) for path, text in said(message)]
+        self.lead = len(pieces[0][0]) if pieces else 0
+        return "".join(turn + text for turn, text in pieces)
 
     def turn(self, path: tuple[str, ...]) -> str:
         last, self.last = self.last, path
