@@ -355,3 +355,4 @@ def test_every_message_is_recorded(streamed: bool, tmp_path: Path) -> None:
     until(lambda: path.exists() and bool(rows(path)))
     [row] = rows(path)
     assert (row["action"], row["decision"]) == ("block", "block")
+    assert (row["prompt"], row["completion"]) == (7, 5)
