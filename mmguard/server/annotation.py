@@ -21,6 +21,7 @@ from mmguard.server import wire
 from mmguard.server.assess import AnyRule, Judged, askers
 from mmguard.server.exchange import Exchange
 from mmguard.server.moderations import result
+from mmguard.server.spans import watched
 from mmguard.types import Guarded, Request, Sample
 
 FIELD = "moderation"
@@ -42,7 +43,7 @@ def attend(exchange: Exchange, policy: Policy, runtime: AsyncRuntime) -> Policy:
     stricter = tighten(policy, modes(wish))
 
     async def annotate(answers: Sequence[Guarded]) -> wire.Json:
-        asked = await drive.arun(survey(policy, exchange.request), runtime)
+        asked = await drive.arun(watched(survey(policy, exchange.request)), runtime)
         told = {"input": report(policy, [asked]), "output": review(policy, answers)}
         return {FIELD: told}
 

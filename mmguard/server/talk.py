@@ -23,6 +23,7 @@ from mmguard.server.exchange import Branch, Exchange, Feed
 from mmguard.server.failures import demand
 from mmguard.server.form import Form
 from mmguard.server.sidecar import Sidecar
+from mmguard.server.spans import watched
 from mmguard.server.speech import Speech
 from mmguard.types import AnyRequest, Guarded, Reply, Request, Usage
 
@@ -124,7 +125,7 @@ async def whole(sidecar: Sidecar, talk: Talk, policy: Policy) -> Response:
     start = time.perf_counter()
     try:
         branch = Branch(talk, 0, sidecar.scoring)
-        guarded = await drive.arun(guard(talk.request, policy), branch)
+        guarded = await drive.arun(watched(guard(talk.request, policy)), branch)
     finally:
         talk.leave()
     sidecar.watch.note(talk, [guarded])
