@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -134,6 +136,11 @@ class Branch:
         self.queue: asyncio.Queue[tuple[bytes, wire.Json] | Exception | None] = asyncio.Queue()
 
     async def generate(self, model: str, request: AnyRequest) -> Reply:
+        start = time.perf_counter()
+        reply = await self.answer(request)
+        return replace(reply, ms=(time.perf_counter() - start) * 1e3)
+
+    async def answer(self, request: AnyRequest) -> Reply:
         if request is not self.exchange.request:
             return await self.exchange.model().agenerate(strip(request))
         _, body = await self.exchange.whole()
@@ -154,7 +161,7 @@ class Branch:
     async def pieces(self) -> AsyncGenerator[str | Reply, None]:
         """What this choice says, as the feed brings it."""
         self.exchange.wanted.set()
-        finish = ""
+        finish, start = "", time.perf_counter()
         try:
             while (item := await self.queue.get()) is not None:
                 if isinstance(item, Exception):
@@ -167,7 +174,7 @@ class Branch:
             self.exchange.left()
         if not finish:
             raise ModelError("the stream ended before its answer did")
-        yield Reply(self.ledger.text, finish)
+        yield Reply(self.ledger.text, finish, ms=(time.perf_counter() - start) * 1e3)
 
 
 def strip(request: AnyRequest) -> AnyRequest:
