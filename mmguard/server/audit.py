@@ -133,7 +133,8 @@ class Audit:
     def render(self, entry: Entry) -> list[Row]:
         """An entry's rows. What cannot be told is lost alone, and holds up nothing."""
         try:
-            return entry.rows(self.settings.texts, self.settings.redact)
+            how = self.settings
+            return entry.rows(how.texts, how.redact, how.pictures)
         except Exception as exc:
             log.error("an audit entry cannot be told: %s", type(exc).__name__)
             return []

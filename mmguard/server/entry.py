@@ -17,6 +17,7 @@ from typing import Any
 from mmguard import errors
 from mmguard.record import record
 from mmguard.server.settings import Redaction
+from mmguard.server.thumbnails import shrink
 from mmguard.server.visit import Visit, number
 from mmguard.types import SPELLED, Guarded, Image, Message, Request, Text
 
@@ -51,9 +52,10 @@ class Entry:
         answers = sum(len(guarded.text) for guarded in self.answers.values())
         return 4096 + pictures + len(self.request.text) + answers
 
-    def rows(self, texts: bool, rules: Sequence[Redaction]) -> list[Row]:
+    def rows(self, texts: bool, rules: Sequence[Redaction], pictured: bool = False) -> list[Row]:
         """One row a choice; the tokens of the drafts stand with the first."""
         hidden = redactor(rules)
+        small = shrink(self.request.images) if pictured else []
         pictures = [sha(image.data) for image in self.request.images]
         shared = hash_request(self.request), json.dumps(pictures)
         rows = []
@@ -62,6 +64,8 @@ class Entry:
             if texts:
                 line["request"] = words(self.request)
             line = bound(redact(line, hidden) if texts else silence(line))
+            if small:
+                line["thumbnails"] = small
             usage = self.usage if place == 0 else None
             rows.append(self.row(index, guarded, line, (*shared, *tokens(guarded, usage))))
         return rows

@@ -57,8 +57,9 @@ DATABASE = ("postgresql://", "postgres://")
 class Audit(Strict):
     """Where decisions are recorded: an SQLite file, or a PostgreSQL database by its URL.
 
-    `texts` keeps words too, after `redact`'s rules, in order. The oldest go after `days`, or
-    when there are more than `mib`. `fail_closed`: no answer that could not be recorded.
+    `texts` keeps words too, after `redact`'s rules, in order; `pictures` keeps small copies of
+    pictures, as they are. The oldest go after `days`, or when there are more than `mib`.
+    `fail_closed`: no answer that could not be recorded.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -66,6 +67,7 @@ class Audit(Strict):
     path: Path | None = None
     url: str | None = Field(default=None, repr=False)
     texts: bool = False
+    pictures: bool = False
     redact: tuple[Redaction, ...] = ()
     days: Annotated[float, Field(gt=0)] | None = None
     mib: Annotated[float, Field(gt=0)] | None = None
@@ -98,9 +100,10 @@ class Settings(Strict):
     `upstream` is a server's URL, up to and with `/v1`; or else `model` is one of this process:
     `embedded`, or a HuggingFace folder or hub name. Without `upstream_key` the caller's
     own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
-    bears one, and never go on. A request has at most `images` pictures; `pictures` says from
-    where. A request's `moderation` is answered by our detectors, or goes on to an upstream that
-    knows it. Times are in seconds, sizes in MiB.
+    bears one, and never go on. `operator_key` opens the page at `/ui`, which is not there
+    without one. A request has at most `images` pictures; `pictures` says from where. A request's
+    `moderation` is answered by our detectors, or goes on to an upstream that knows it. Times
+    are in seconds, sizes in MiB.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -110,6 +113,7 @@ class Settings(Strict):
     upstream_key: str = Field(default="", repr=False)
     policy: str = "balanced"
     keys: dict[str, Key] = Field(default_factory=dict)
+    operator_key: str | None = Field(default=None, min_length=16, repr=False)
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8377
     timeout: Annotated[float, Field(gt=0)] = 600
@@ -131,6 +135,11 @@ class Settings(Strict):
             fix = "name an upstream, the URL of a server up to and with /v1, or else a model"
             raise contradict("upstream", value=self.upstream, fix=fix)
         return self
+
+    def operates(self, authorization: str) -> bool:
+        """Whether this header bears the operator's key, compared in constant time."""
+        given = authorization.removeprefix("Bearer ").encode()
+        return hmac.compare_digest((self.operator_key or "").encode(), given) and bool(given)
 
     def bearer(self, authorization: str) -> str | None:
         """The name of whoever bears this header's key, compared in constant time."""
