@@ -26,6 +26,7 @@ from mmguard.server.audit import Audit
 from mmguard.server.entry import Entry
 from mmguard.server.failures import Refused, tell
 from mmguard.server.metrics import Levels, Metrics
+from mmguard.server.pulse import Pulse
 from mmguard.server.spans import NOW
 from mmguard.server.visit import VISIT, Visit, identify
 from mmguard.types import Finding, Guarded, Sample
@@ -46,6 +47,7 @@ class Watch:
         self.sidecar = sidecar
         self.audit = Audit(settings.audit) if settings.audit.kept else None
         self.metrics = Metrics(lambda: named(sidecar.policies))
+        self.pulse = Pulse(lambda: sidecar.flying)
         self.metrics.registry.register(
             Levels(lambda: sidecar.flying, settings.in_flight, self.audit)
         )
@@ -90,6 +92,7 @@ class Watch:
         if node := NOW.get():
             node.total(answers.values(), usage)
         self.metrics.answer(visit, list(answers.values()), usage)
+        self.pulse.answer(answers.values())
         if self.audit and answers:
             self.audit.offer(Entry(visit, visit.seconds, exchange.request, answers, usage))
 
@@ -101,6 +104,7 @@ class Watch:
     def leave(self, visit: Visit) -> None:
         """The request is over, in whichever way."""
         self.metrics.leave(visit)
+        self.pulse.leave(visit)
         if access.isEnabledFor(logging.INFO):
             access.info("%s", json.dumps(visit.line()))
 
