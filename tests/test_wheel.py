@@ -42,6 +42,7 @@ def test_contents(wheel: Path) -> None:
     packed = {Path(name).relative_to("mmguard/_data") for name in names if "/detectors/" in name}
     assert packed == shipped
     assert "mmguard/py.typed" in names
+    assert {f"mmguard/server/ui/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from mmguard.server import (
     detections,
     guardrail,
     moderations,
+    panel,
     responses,
     watch,
     wire,
@@ -41,6 +42,7 @@ ROUTES = (
     guardrail.routes,
     detections.routes,
     watch.routes,
+    panel.routes,
 )
 
 
@@ -83,6 +85,7 @@ def make_app(
     app.add_middleware(watch.Door, watch=sidecar.watch)
     if sidecar.tracing:
         app.add_middleware(sidecar.tracing.door)
+    app.add_middleware(panel.Shield)
     return app
 
 
