@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given, settings as hypothesis, strategies as st
+from hypothesis import HealthCheck, example, given, settings as hypothesis, strategies as st
 from PIL import Image as pil
 
 from mmguard.errors import InputError
@@ -369,6 +369,8 @@ ROW = st.fixed_dictionaries(
     }
 )
 
+EXAMPLE = {"action": "pass", "step": "a", "key": "", "text": "fine", "age": 1}
+
 
 def fill(path: Path, rows: list[Mapping[str, Any]], now: float) -> list[Json]:
     """Rows written by an audit, as the reader should find them, the oldest first."""
@@ -406,6 +408,7 @@ def find(reader: FileReader, **query: Any) -> Page:
     ),
     st.integers(1, 7),
 )
+@example([EXAMPLE] * 3, {"text": "text"}, 2)
 def test_pages_hold_what_was_asked_for_once_each(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -440,8 +443,7 @@ def test_pages_hold_what_was_asked_for_once_each(
 
 
 def test_what_is_newer_is_asked_for_by_id(tmp_path: Path) -> None:
-    row = {"action": "pass", "step": "a", "key": "", "text": "x", "age": 0}
-    kept = fill(tmp_path / "a.db", [row] * 5, time.time())
+    kept = fill(tmp_path / "a.db", [EXAMPLE] * 5, time.time())
     page = find(FileReader(tmp_path / "a.db"), after=kept[2]["id"])
     assert [row["id"] for row in page.rows] == [5, 4]
 
@@ -450,8 +452,7 @@ def test_when_time_is_up_the_search_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "STRIDE", 2)
-    row = {"action": "pass", "step": "a", "key": "", "text": "x", "age": 0}
-    fill(tmp_path / "a.db", [{**row, "action": "block"}, *[row] * 9], time.time())
+    fill(tmp_path / "a.db", [{**EXAMPLE, "action": "block"}, *[EXAMPLE] * 9], time.time())
     with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
         connection.row_factory = sqlite3.Row
         ticks = iter(range(99))
@@ -476,8 +477,7 @@ def test_a_question_that_never_ends_is_interrupted(
 
 def test_reading_keeps_nobody_waiting(tmp_path: Path) -> None:
     """The loop goes on, and the writer writes, while a question is under way."""
-    row = {"action": "pass", "step": "a", "key": "", "text": "x", "age": 0}
-    fill(tmp_path / "a.db", [row], time.time())
+    fill(tmp_path / "a.db", [EXAMPLE], time.time())
     slow = "with recursive n(i) as (select 1 union all select i + 1 from n limit 1000000)"
     reader, beats = FileReader(tmp_path / "a.db"), list[float]()
 
@@ -487,7 +487,7 @@ def test_reading_keeps_nobody_waiting(tmp_path: Path) -> None:
 
     async def run() -> int:
         work = asyncio.ensure_future(reader.ask(read))
-        await asyncio.to_thread(fill, tmp_path / "a.db", [row], time.time())
+        await asyncio.to_thread(fill, tmp_path / "a.db", [EXAMPLE], time.time())
         while not work.done():
             beats.append(time.perf_counter())
             await asyncio.sleep(0.001)
@@ -568,8 +568,7 @@ def sums(load: Json) -> dict[str, int]:
 
 def test_a_sample_is_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "SAMPLE", 5)
-    row = {"action": "pass", "step": "a", "key": "", "text": "x", "age": 0}
-    fill(tmp_path / "a.db", [row] * 20, time.time())
+    fill(tmp_path / "a.db", [EXAMPLE] * 20, time.time())
     found = asyncio.run(FileReader(tmp_path / "a.db").sample(0))
     assert len(found) == 5
     assert json.dumps(found[0]["detail"])

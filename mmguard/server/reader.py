@@ -28,7 +28,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 NAMED = ("action", "step", "policy", "key", "route")
 # Seconds that one question may take; ids that are looked at in one go; rows that name filters.
-BUDGET, STRIDE, NEWEST = 3.0, 4000, 20000
+BUDGET, STRIDE, NEWEST = 3.0, 4000, 5000
 # Decisions that quantiles are taken from.
 SAMPLE = 2000
 SHORT = 160
