@@ -30,7 +30,7 @@ from mmguard.server.entry import Entry
 from mmguard.server.failures import Refused
 from mmguard.server.panel import SHIELD, answer
 from mmguard.server.pulse import SECONDS, SLOTS, Pulse, merge, quantile
-from mmguard.server.reader import FileReader, Page, Query
+from mmguard.server.reader import Ask, FileReader, Page, Query, search
 from mmguard.server.settings import Audit as How, load_settings
 from mmguard.server.thumbnails import SIDE, thumbnail
 from mmguard.server.visit import Visit
@@ -454,13 +454,13 @@ def test_when_time_is_up_the_search_can_go_on(
     monkeypatch.setattr(reading, "STRIDE", 2)
     fill(tmp_path / "a.db", [{**EXAMPLE, "action": "block"}, *[EXAMPLE] * 9], time.time())
     with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
-        connection.row_factory = sqlite3.Row
         ticks = iter(range(99))
         monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
-        first = reading.search(connection, Query(action="block"))
+        first = search(connection.execute, Query(action="block"), "instr")
         assert (first.rows, first.ended) == ([], True)
         assert first.more is not None
-        second = reading.search(connection, Query(action="block", before=first.more))
+        rest = Query(action="block", before=first.more)
+        second = search(connection.execute, rest, "instr")
     assert [row["id"] for row in second.rows] == [1]
 
 
@@ -472,7 +472,7 @@ def test_a_question_that_never_ends_is_interrupted(
     endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n"
     reader = FileReader(tmp_path / "a.db")
     with pytest.raises(Refused, match="took too long"):
-        asyncio.run(reader.ask(lambda connection: connection.execute(endless).fetchone()))
+        asyncio.run(reader.ask(lambda ask: list(ask(endless, ()))))
 
 
 def test_reading_keeps_nobody_waiting(tmp_path: Path) -> None:
@@ -481,9 +481,9 @@ def test_reading_keeps_nobody_waiting(tmp_path: Path) -> None:
     slow = "with recursive n(i) as (select 1 union all select i + 1 from n limit 1000000)"
     reader, beats = FileReader(tmp_path / "a.db"), list[float]()
 
-    def read(connection: sqlite3.Connection) -> int:
-        found = connection.execute(f"{slow} select count(*) from n").fetchone()
-        return int(found[0])
+    def read(ask: Ask) -> int:
+        [[found]] = ask(f"{slow} select count(*) from n", ())
+        return int(found)
 
     async def run() -> int:
         work = asyncio.ensure_future(reader.ask(read))
@@ -503,7 +503,7 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
     fill(tmp_path / "a.db", [], time.time())
     reader = FileReader(tmp_path / "a.db")
     with pytest.raises(Refused, match="readonly"):
-        asyncio.run(reader.ask(lambda connection: connection.execute("delete from decisions")))
+        asyncio.run(reader.ask(lambda ask: ask("delete from decisions", ())))
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -549,6 +549,8 @@ def test_load_counts_what_was_sent(tmp_path: Path) -> None:
     assert (hour["source"], day["source"]) == ("memory", "audit")
     assert sums(hour) == {"repair": 3, "refused": 1}
     assert sums(day) == {"repair": 3}
+    peaks = [point.get("peak") for point in hour["points"]]
+    assert (peaks[0], max(filter(None, peaks))) == (None, 1)
     stages = {"whole", "checks output", "checks rewrite", "model draft", "model plan"}
     for load in (hour, day):
         found = {stage["stage"]: stage for stage in load["stages"]}

@@ -254,7 +254,7 @@ def test_one_decision(opened: Open) -> None:
     page = opened()
     sheet = open_decision(page, "please mend this")
     expect(sheet.get_by_role("heading").first).to_contain_text("mended")
-    expect(sheet).to_contain_text("The draft was flagged: harm gave 0.90, from 0.50 on is harmful")
+    expect(sheet).to_contain_text("The draft was flagged: harm gave 0.90 where the limit is 0.50")
     stages = sheet.locator(".trail .stage b").all_text_contents()
     assert stages == [
         "Model answers",

@@ -45,6 +45,8 @@ def serve(
         tell_access()
     told = f"guarding {settings.upstream or settings.model} by {settings.policy}"
     err.print(f"{escape(told)} at http://{settings.host}:{settings.port}/v1", soft_wrap=True)
+    if settings.operator_key:
+        err.print(f"the operator's page: http://{settings.host}:{settings.port}/ui", soft_wrap=True)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
 
 

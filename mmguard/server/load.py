@@ -38,7 +38,8 @@ def remembered(slots: list[Slot], span: float) -> Json:
     groups: defaultdict[int, list[Slot]] = defaultdict(list)
     for slot in slots:
         groups[min(STEPS - 1, max(0, int((slot.begun - begun) / step)))].append(slot)
-    points = [point(groups[i]) for i in range(STEPS)]
+    first = min(groups, default=STEPS)
+    points = [point(groups[i]) if i >= first else {"decisions": {}} for i in range(STEPS)]
     told = {"source": "memory", "begun": begun, "step": step, "points": points}
     return told | {"stages": list(figures(merge(slots)))}
 

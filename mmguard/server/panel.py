@@ -103,7 +103,7 @@ class Panel:
     async def operator(self, call: Call) -> None:
         """Raises `Refused` for whoever does not bear the operator's key."""
         if not self.sidecar.settings.operates(call.headers.get("authorization", "")):
-            log.warning("somebody asked %s without the operator's key", call.url.path)
+            log.warning("%s was asked without the operator's key", call.scope["route"].path)
             raise Refused(401, "invalid_request_error", "this is not the operator's key")
 
     @property
@@ -117,7 +117,7 @@ class Panel:
         settings, watch = self.sidecar.settings, self.sidecar.watch
         audit, how = watch.audit, settings.audit
         known: wire.Json = {"version": __version__, "time": time.time(), "audit": None}
-        if audit:
+        if audit and self.reader:
             counts = {name: getattr(audit, name) for name in ("written", "waiting", "lost")}
             kept = {"texts": how.texts, "pictures": how.pictures, "healthy": audit.healthy()}
             known["audit"] = counts | kept

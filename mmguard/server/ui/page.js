@@ -40,8 +40,8 @@ const count = (n, one, many) => `${n.toLocaleString()} ${n === 1 ? one : many ||
 const two = (score) => (typeof score === "number" ? score.toFixed(2) : "–");
 function duration(ms) {
   if (typeof ms !== "number") return "–";
-  if (ms < 10) return `${ms.toFixed(1)} ms`;
-  return ms < 1000 ? `${Math.round(ms)} ms` : ms < 60000 ? `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s` : `${(ms / 60000).toFixed(1)} min`;
+  if (ms < 1000) return `${+ms.toFixed(ms < 10 ? 1 : 0)} ms`;
+  return ms < 60000 ? `${+(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s` : `${+(ms / 60000).toFixed(1)} min`;
 }
 function clock(seconds, long) {
   const date = new Date(seconds * 1000), today = date.toDateString() === new Date().toDateString();
@@ -49,6 +49,7 @@ function clock(seconds, long) {
   const day = date.toLocaleDateString([], { day: "numeric", month: "short", year: long ? "numeric" : undefined });
   return el("time", { datetime: date.toISOString(), title: date.toISOString() }, today && !long ? time : `${day}, ${time}`);
 }
+const spaced = (names) => names.join(", ").replaceAll("_", " ");
 const byPolicy = (tag) => String(tag).split("@")[0];
 
 // -- asking the sidecar ---------------------------------------------------------------
@@ -247,7 +248,7 @@ function badge(action, decision) {
 }
 function line(row, fresh) {
   const cell = (name, label, ...children) => el("td", { role: "cell", class: name, "data-label": label }, ...children);
-  const blamed = row.blamed, why = blamed ? [el("span", { class: "harm" }, two(blamed.score)), " ", blamed.detector, row.categories.length ? `, ${row.categories.join(", ")}` : ""]
+  const blamed = row.blamed, why = blamed ? [el("span", { class: "harm" }, two(blamed.score)), " ", blamed.detector, row.categories.length ? `, ${spaced(row.categories)}` : ""]
     : row.score === null ? "no check" : [two(row.score)];
   const link = el("a", { href: `#/decisions/${row.id}` }, clock(row.time), unseen(`, open this decision: ${ACTIONS[row.action] || row.action}`));
   const asked = row.excerpt ? el("span", { class: "words" }, row.excerpt) : el("code", { class: "soft" }, row.asked.slice(0, 10));
@@ -336,8 +337,8 @@ function facts(row) {
 }
 function summary(row) {
   const blamed = row.trail.find((finding) => finding.action !== "pass");
-  const said = blamed && (blamed.error ? `${blamed.detector} failed` : `${blamed.detector} gave ${two(blamed.score)}${typeof blamed.threshold === "number" ? `, from ${two(blamed.threshold)} on is harmful` : ""}`);
-  const about = row.categories && row.categories.length ? ` (${row.categories.join(", ")})` : "";
+  const said = blamed && (blamed.error ? `${blamed.detector} failed` : `${blamed.detector} gave ${two(blamed.score)}${typeof blamed.threshold === "number" ? ` where the limit is ${two(blamed.threshold)}` : ""}`);
+  const about = row.categories && row.categories.length ? ` (${spaced(row.categories)})` : "";
   if (row.action === "pass" && row.decision !== "pass") return `Only recorded: ${said}${about}; an enforcing policy would have ${row.decision === "block" ? "refused" : "mended"} it.`;
   if (row.action === "pass") return row.step === "unfinished" ? "It broke off before it was decided." : row.trail.length ? "Every check passed; the answer is the model's own, untouched." : "Nothing was checked.";
   const where = blamed && blamed.stage === "input" ? "The request was flagged" : "The draft was flagged";
@@ -375,7 +376,7 @@ function worst(stage) {
   return stage.kind === "model" ? "model" : actions.includes("block") ? "block" : actions.includes("repair") ? "repair" : "pass";
 }
 function score(finding) {
-  const cut = finding.label === "cut" && finding.reason, categories = Object.entries(finding.categories || {}).filter(([, value]) => value >= 0.01).sort((a, b) => b[1] - a[1]).slice(0, 6);
+  const cut = finding.label === "cut" && finding.reason, categories = Object.entries(finding.categories || {}).filter(([, value]) => value >= 0.05).sort((a, b) => b[1] - a[1]).slice(0, 6);
   const over = finding.action !== "pass";
   if (finding.error || finding.label === "tried" || (finding.threshold === undefined && finding.reason && !cut)) {
     return el("p", { class: "score words" }, el("span", { class: "detector" }, finding.detector), el("span", { class: over && finding.error ? "harm" : "soft" }, finding.error ? `failed: ${finding.error}` : finding.reason || finding.label));
@@ -613,6 +614,8 @@ async function attempt(event) {
     clearInterval(beat);
     running = null;
     place.setAttribute("aria-busy", "false");
+    // On a phone it stands below the form.
+    if (place.getBoundingClientRect().top > innerHeight - 80 || place.getBoundingClientRect().top < 0) place.scrollIntoView({ block: "start" });
     $("ask").disabled = false;
     $("stop").hidden = true;
   }
@@ -669,7 +672,7 @@ const H = 200, LEFT = 60, BOTTOM = 24, TOP = 10;
 // A round number at or above the greatest value.
 function round(most) {
   const ten = 10 ** Math.floor(Math.log10(Math.max(most, 1e-9)));
-  return [1, 2, 4, 6, 8, 10].map((n) => n * ten).find((n) => n >= most) || most;
+  return [1, 2, 3, 4, 6, 8, 10].map((n) => n * ten).find((n) => n >= most) || most;
 }
 // As wide as its place, so that its words are as large as all others.
 function frame(load, most, name, title, share) {
