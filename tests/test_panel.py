@@ -372,9 +372,8 @@ ROW = st.fixed_dictionaries(
 EXAMPLE = {"action": "pass", "step": "a", "key": "", "text": "fine", "age": 1}
 
 
-def fill(path: Path, rows: list[Mapping[str, Any]], now: float) -> list[Json]:
-    """Rows written by an audit, as the reader should find them, the oldest first."""
-    audit = Audit(How(path=path, texts=True))
+def offer(audit: Audit, rows: list[Mapping[str, Any]], now: float) -> None:
+    """Decisions as if they had been made `age` seconds ago."""
     for row in rows:
         visit = Visit(key=row["key"])
         visit.begun = now - row["age"]
@@ -382,6 +381,12 @@ def fill(path: Path, rows: list[Mapping[str, Any]], now: float) -> list[Json]:
         answer = Guarded("ok", row["action"], row["step"], calls=calls, policy="p@1")
         request = Request((Message("user", (Text(row["text"]),)),))
         audit.offer(Entry(visit, 0.01, request, {0: answer}))
+
+
+def fill(path: Path, rows: list[Mapping[str, Any]], now: float) -> list[Json]:
+    """What an audit kept of them, the oldest first."""
+    audit = Audit(How(path=path, texts=True))
+    offer(audit, rows, now)
     audit.close(10)
     return list(store.read(path))
 
