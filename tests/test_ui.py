@@ -210,7 +210,8 @@ def test_filters(opened: Open) -> None:
     page.get_by_label("Search").fill("PLEASE MEND")
     expect(rows(page)).to_have_count(1)
     page.get_by_label("Search").fill("nobody ever said this")
-    expect(page.get_by_text("Nothing matches these filters.")).to_be_visible()
+    expect(page.locator("#nothing")).to_have_text("Nothing matches these filters.")
+    expect(page.get_by_role("status").first).to_have_text("Nothing matches these filters.")
     page.get_by_role("button", name="Clear").click()
     expect(rows(page)).to_have_count(everything)
     choice(page, "Key").select_option("team")
@@ -232,11 +233,14 @@ def test_live_and_paused(opened: Open, site: str) -> None:
     ask(site, "say fine, paused")
     page.wait_for_timeout(2300)
     expect(rows(page).first).to_contain_text("say fine, live")
+    ask(site, "say fine, once more")
     live.click()
-    expect(rows(page).first).to_contain_text("say fine, paused")
+    expect(rows(page).nth(1)).to_contain_text("say fine, paused")
+    places = rows(page).get_by_role("link").evaluate_all("(links) => links.map((a) => a.hash)")
+    assert len(places) == len({*places})
 
 
-def test_pages(opened: Open, known: Page) -> None:
+def test_pages(opened: Open, known: Page, site: str) -> None:
     known.route(
         "**/api/decisions",
         lambda route: route.continue_(
@@ -248,6 +252,11 @@ def test_pages(opened: Open, known: Page) -> None:
     page.get_by_role("button", name="Show older").click()
     expect(rows(page)).to_have_count(4)
     expect(rows(page).nth(2).get_by_role("link")).to_be_focused()
+    for i in range(3):
+        ask(site, f"say fine, with no gap {i}")
+    # More than a page has come: the list begins anew.
+    expect(rows(page)).to_have_count(2)
+    expect(rows(page).nth(1)).to_contain_text("no gap 1")
 
 
 def test_one_decision(opened: Open) -> None:

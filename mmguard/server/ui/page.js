@@ -106,6 +106,7 @@ function signOut() {
   sessionStorage.removeItem(KEY);
   state = null;
   clearTimeout(timer);
+  if (running) running.abort();
   if ($("sheet").open) $("sheet").close();
   // What an operator has seen goes with the key.
   for (const id of ["rows", "sheet-body", "sheet-title", "tried", "policy", "policy-names", "charts", "no-audit"]) $(id).replaceChildren();
@@ -165,11 +166,14 @@ function health() {
   const audit = state.audit, bad = audit && (!audit.healthy || audit.lost);
   const told = !audit ? "" : !audit.healthy ? "The audit cannot be written" : audit.lost ? `${count(audit.lost, "decision")} lost` : "";
   $("health").className = bad ? "health bad" : "health";
+  $("health").setAttribute("role", bad ? "status" : "none");
   $("health").textContent = told || `${state.flying} in flight`;
 }
 
 // -- the list of decisions ------------------------------------------------------------
 
+// Rows that live decisions may push the page to.
+const MOST = 500;
 const list = { rows: [], more: null, live: true, waiting: [], facets: false };
 function wanted() {
   const form = new FormData($("filters")), query = {};
@@ -193,6 +197,8 @@ async function refreshList(first) {
   if (first || !list.rows.length) return renew();
   if (!list.live) return;
   const page = await ask("decisions", { ...wanted(), after: (list.waiting[0] || list.rows[0]).id, limit: 200 });
+  // More than one page has come: from here on there would be a gap.
+  if (page.more !== null) return renew();
   list.waiting.unshift(...page.rows);
   if (window.scrollY < 160) takeWaiting();
   else tellWaiting();
@@ -215,6 +221,8 @@ function settle(page) {
   $("nothing").textContent = page.ended ? "Nothing yet: this is how far the search came." : narrowed ? "Nothing matches these filters." : "No decisions yet. They appear here as requests are answered.";
   tellFound();
   tellWaiting();
+  // Told aloud when somebody asked, not at every decision that comes.
+  $("said").textContent = $("found").textContent || $("nothing").textContent;
 }
 function tellFound() {
   $("found").textContent = list.rows.length ? `${list.rows.length.toLocaleString()} shown${list.more === null ? "" : ", more below"}` : "";
@@ -235,6 +243,12 @@ function takeWaiting() {
   const fresh = list.waiting.splice(0);
   list.rows.unshift(...fresh);
   $("rows").prepend(...fresh.map((row) => line(row, true)));
+  if (list.rows.length > MOST) {
+    list.rows.length = MOST;
+    while ($("rows").children.length > MOST) $("rows").lastElementChild.remove();
+    list.more = list.rows[MOST - 1].id;
+    $("more").hidden = false;
+  }
   if (fresh.length) { $("nothing").hidden = true; tellFound(); }
   tellWaiting();
 }
@@ -279,7 +293,7 @@ function setLive(live) {
   list.live = live;
   $("live").setAttribute("aria-pressed", String(live));
   $("live-word").textContent = live ? "Live" : "Paused";
-  if (live) { takeWaiting(); tick(true); }
+  if (live) { takeWaiting(); tick(); }
 }
 function tellNoAudit() {
   $("found").textContent = "";
@@ -304,7 +318,7 @@ async function openDecision(id) {
   $("sheet-title").textContent = "Decision";
   try {
     const row = await ask(`decisions/${id}`);
-    if (location.hash !== `#/decisions/${id}`) return;
+    if (!state || location.hash !== `#/decisions/${id}`) return;
     $("sheet-title").replaceChildren(badge(row.action, row.decision), " ", clock(row.time, true));
     $("sheet-body").replaceChildren(...decision(row));
     $("sheet-body").scrollTop = 0;
@@ -728,7 +742,7 @@ function listen() {
   $("login").addEventListener("submit", (event) => { event.preventDefault(); signIn($("key").value); });
   $("leave").addEventListener("click", signOut);
   window.addEventListener("hashchange", route);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden && state) tick(true); });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && state) tick(); });
   $("live").addEventListener("click", () => setLive(!list.live));
   $("fresh").addEventListener("click", () => { takeWaiting(); scrollTo(0, 0); });
   $("more").addEventListener("click", older);
