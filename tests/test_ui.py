@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,17 @@ def ask(url: str, text: str, *, picture: bool = False, key: str = "a-key-of-the-
     headers = {"authorization": f"Bearer {key}"}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
     assert answer.status_code == 200
+
+
+def await_kept(url: str, text: str) -> None:
+    """The audit writes a moment later."""
+    headers, end = {"authorization": f"Bearer {KEY}"}, time.monotonic() + 10
+    while True:
+        found = httpx.post(f"{url}/ui/api/decisions", json={"text": text}, headers=headers)
+        if found.json()["rows"]:
+            return
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +264,11 @@ def test_pages(opened: Open, known: Page, site: str) -> None:
     page.get_by_role("button", name="Show older").click()
     expect(rows(page)).to_have_count(4)
     expect(rows(page).nth(2).get_by_role("link")).to_be_focused()
+    page.locator("#live").click()
     for i in range(3):
         ask(site, f"say fine, with no gap {i}")
+    await_kept(site, "no gap 2")
+    page.locator("#live").click()
     # More than a page has come: the list begins anew.
     expect(rows(page)).to_have_count(2)
     expect(rows(page).nth(1)).to_contain_text("no gap 1")
