@@ -480,8 +480,11 @@ def test_colours_can_be_read(opened: Open, scheme: str) -> None:
 
 def test_on_a_phone(opened: Open) -> None:
     page = opened(wide=320)
-    fits = "document.documentElement.scrollWidth <= 320"
+    fits = "document.documentElement.scrollWidth <= innerWidth"
     expect(rows(page)).not_to_have_count(0)
+    for wide in (560, 800, 1100, 1140, 320):
+        page.set_viewport_size({"width": wide, "height": 800})
+        assert page.evaluate(fits), wide
     assert page.evaluate(fits)
     page.get_by_role("button", name="Filters").click()
     expect(choice(page, "Step")).to_be_visible()

@@ -257,8 +257,8 @@ function tellWaiting() {
   $("fresh").textContent = `Show ${count(list.waiting.length, "new decision")}`;
 }
 function badge(action, decision) {
-  const would = decision && decision !== action && action === "pass" ? ` (would be ${ACTIONS[decision]})` : "";
-  return el("span", { class: `badge ${action}` }, ACTIONS[action] || action, would);
+  const would = decision && decision !== action && action === "pass" && ACTIONS[decision];
+  return [el("span", { class: `badge ${action}` }, ACTIONS[action] || action), would ? el("span", { class: "step" }, `would be ${would}`) : null];
 }
 function line(row, fresh) {
   const cell = (name, label, ...children) => el("td", { role: "cell", class: name, "data-label": label }, ...children);
@@ -319,7 +319,8 @@ async function openDecision(id) {
   try {
     const row = await ask(`decisions/${id}`);
     if (!state || location.hash !== `#/decisions/${id}`) return;
-    $("sheet-title").replaceChildren(badge(row.action, row.decision), " ", clock(row.time, true));
+    $("sheet-title").replaceChildren();
+    fill($("sheet-title"), {}, [badge(row.action, row.decision), " ", clock(row.time, true)]);
     $("sheet-body").replaceChildren(...decision(row));
     $("sheet-body").scrollTop = 0;
   } catch (error) {
