@@ -2,83 +2,46 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from tests.loopback import served
-from tests.upstream import app, completion, write_policy
+from tests.panels import (
+    CONTRAST,
+    DRAFT,
+    HOSTILE,
+    INLINE,
+    KEY,
+    NAMELESS,
+    ask,
+    await_kept,
+    choice,
+    find_chromium,
+    open_decision,
+    rows,
+    sidecar,
+    watched,
+)
 from tests.world import BAD, png
 
 pytest.importorskip("playwright", reason="no playwright: pip install playwright")
 from playwright.sync_api import expect, sync_playwright
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Page
 
 Open = Callable[..., "Page"]
-KEY = "an-operators-own-key"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>{{7*7}}'
-DRAFT = f"Bread needs flour and water. {BAD} is what nobody should read. Bake it for half an hour."
-MENDED = "Bread needs flour and water. Some yeast helps it rise well. Bake it for half an hour."
 ROOMS = ("decisions", "playground", "policies", "load")
-
-
-def upstream(request: httpx.Request) -> httpx.Response:
-    """Says what it is asked to; of what it is asked to mend, the mended text."""
-    if request.method == "GET":
-        return httpx.Response(200, json={"data": [{"id": "up"}, {"id": HOSTILE}]})
-    told = json.dumps(json.loads(request.content)["messages"])
-    if "anew" in told:
-        said = "mended" if "hostile" in told else MENDED
-    elif "hostile" in told:
-        said = f"{BAD} {HOSTILE}"
-    else:
-        said = DRAFT if "mend" in told else "fine"
-    return httpx.Response(200, json=completion({"content": said}))
-
-
-def sidecar(folder: Path, **settings: Any) -> Any:
-    keys = {"team": {"key": "a-key-of-the-team"}, f"k{HOSTILE}": {"key": "a-hostile-name"}}
-    policy = write_policy(folder, repair=["rewrite"], description=HOSTILE)
-    return app(upstream, policy, operator_key=KEY, keys=keys, **settings)
-
-
-def ask(url: str, text: str, *, picture: bool = False, key: str = "a-key-of-the-team") -> None:
-    parts: list[Any] = [{"type": "text", "text": text}]
-    if picture:
-        uri = f"data:image/png;base64,{base64.b64encode(png(300, 200)).decode()}"
-        parts.append({"type": "image_url", "image_url": {"url": uri}})
-    body = {"model": "up", "messages": [{"role": "user", "content": parts}]}
-    headers = {"authorization": f"Bearer {key}"}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
-    assert answer.status_code == 200
-
-
-def await_kept(url: str, text: str) -> None:
-    """The audit writes a moment later."""
-    headers, end = {"authorization": f"Bearer {KEY}"}, time.monotonic() + 10
-    while True:
-        found = httpx.post(f"{url}/ui/api/decisions", json={"text": text}, headers=headers)
-        if found.json()["rows"]:
-            return
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        path = next(filter(None, map(shutil.which, (*NAMES, own))), None)
+        path = find_chromium(playwright.chromium.executable_path)
         if path is None:
             pytest.skip("no Chromium: apt install chromium, or playwright install chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -122,14 +85,6 @@ def unknown(browser: Browser, site: str) -> Iterator[Page]:
 @pytest.fixture
 def opened(known: Page, site: str) -> Iterator[Open]:
     """Opens the page anew; any trouble on it fails the test."""
-    troubles = list[str]()
-
-    def failed(error: Any) -> None:
-        troubles.append(str(error))
-
-    def said(message: Any) -> None:
-        if message.type == "error":
-            troubles.append(message.text)
 
     def open_page(place: str = "", url: str = site, wide: int = 1200, **media: Any) -> Page:
         known.goto("about:blank")
@@ -138,28 +93,9 @@ def opened(known: Page, site: str) -> Iterator[Open]:
         known.goto(f"{url}/ui#/{place}")
         return known
 
-    known.on("pageerror", failed)
-    known.on("console", said)
-    yield open_page
+    with watched(known):
+        yield open_page
     known.unroute_all()
-    known.remove_listener("pageerror", failed)
-    known.remove_listener("console", said)
-    assert troubles == []
-
-
-def rows(page: Page) -> Locator:
-    return page.locator("#rows tr")
-
-
-def choice(page: Page, name: str) -> Locator:
-    return page.get_by_role("combobox", name=name, exact=True)
-
-
-def open_decision(page: Page, words: str) -> Locator:
-    rows(page).filter(has_text=words).get_by_role("link").click()
-    sheet = page.get_by_role("dialog")
-    expect(sheet.get_by_role("heading", name="Times and tokens")).to_be_visible()
-    return sheet
 
 
 # -- coming and going ---------------------------------------------------------------------
@@ -194,17 +130,8 @@ def test_a_key_that_is_not_known_any_more(unknown: Page) -> None:
     expect(unknown.locator("#app")).to_be_hidden()
 
 
-def test_no_script_but_its_own(unknown: Page, site: str) -> None:
-    policy = httpx.get(f"{site}/ui").headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    blocked = unknown.evaluate(
-        """() => new Promise((done) => {
-          document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
-          const script = document.createElement("script");
-          try { script.textContent = "window.hacked = 1"; document.body.append(script); }
-          catch (error) { done(error.name); }
-        })"""
-    )
+def test_no_script_but_its_own(unknown: Page) -> None:
+    blocked = unknown.evaluate(INLINE)
     assert blocked in ("require-trusted-types-for", "script-src-elem", "TypeError")
     assert unknown.evaluate("window.hacked") is None
 
@@ -391,9 +318,10 @@ def test_a_question_that_fails(opened: Open) -> None:
     page = opened("playground")
     page.get_by_label("Question").fill("x")
     page.route("**/api/try", lambda route: route.fulfill(status=200, body="no JSON"))
-    page.get_by_role("button", name="Ask").click()
+    button = page.get_by_role("button", name="Ask")
+    button.click()
     expect(page.locator("#tried")).to_contain_text("No answer: ")
-    expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+    expect(button).to_be_enabled()
 
 
 def test_policies(opened: Open) -> None:
@@ -426,39 +354,6 @@ def test_without_an_audit(opened: Open, tmp_path: Path) -> None:
 
 
 # -- for everybody ------------------------------------------------------------------------------
-
-CONTRAST = """() => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (color) => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) =>
-    v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const found = rgba(getComputedStyle(at).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-    return rgba("white");
-  };
-  const bad = [], sheet = document.querySelector("dialog[open]");
-  for (const node of (sheet || document.body).querySelectorAll("*")) {
-    const own = [...node.childNodes].some((c) => c.nodeType === 3 && c.data.trim());
-    if (!own || !node.checkVisibility() || node.closest("svg, option, :disabled")) continue;
-    const [a, b] = [light(rgba(getComputedStyle(node).color)), light(ground(node))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) bad.push(`${node.textContent.slice(0, 30)} ${ratio.toFixed(2)}`);
-  }
-  return bad;
-}"""
-NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, dialog, nav")]
-  .filter((node) => !(node.labels?.length || node.textContent.trim() && node.tagName === "BUTTON"
-    || node.getAttribute("aria-label") || node.getAttribute("aria-labelledby")))
-  .map((node) => node.outerHTML.slice(0, 80))"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
