@@ -171,7 +171,11 @@ def unreadable(told: str) -> Refused:
 
 def open_reader(settings: Audit) -> Reader | None:
     """The reader of whatever the settings say decisions are kept in."""
-    return FileReader(settings.path) if settings.path else None
+    if settings.path or not settings.url:
+        return FileReader(settings.path) if settings.path else None
+    from mmguard.server.postgres_reader import PostgresReader
+
+    return PostgresReader(settings.url)
 
 
 # -- searching ------------------------------------------------------------------
