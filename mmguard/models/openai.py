@@ -6,6 +6,7 @@ does not know travel both ways; an upstream error keeps its status and body.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 import json
@@ -13,13 +14,19 @@ import math
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmguard.errors import MissingExtra, ModelError
+from mmguard.models.errand import Errand, Extensions
 from mmguard.sse import Parser
 from mmguard.types import AnyRequest, Image, Message, Reply, Text, TextMessage, Usage
 
+if TYPE_CHECKING:
+    import httpx
+
 CHAT = "chat/completions"
+# Pieces of a stream that wait for their reader.
+AHEAD = 64
 
 
 class OpenAIModel:
@@ -73,9 +80,16 @@ class OpenAIModel:
         return read_reply(response.status_code, response.content)
 
     async def agenerate(self, request: AnyRequest) -> Reply:
-        with self.reported():
-            response = await self.aclient.post(CHAT, json=self.body(request), headers=self.headers)
+        response = await self.apost(CHAT, json=self.body(request))
         return read_reply(response.status_code, response.content)
+
+    async def apost(self, path: str, **content: Any) -> httpx.Response:
+        """A call that may be cancelled, whose answer has any status."""
+        told = {"headers": self.headers, **content}
+        with self.reported():
+            return await Errand(
+                lambda more: self.aclient.post(path, extensions=more, **told)
+            ).result()
 
     def stream(self, request: AnyRequest) -> Generator[str | Reply, None, None]:
         events = Events()
@@ -91,18 +105,35 @@ class OpenAIModel:
             yield events.close()
 
     async def astream(self, request: AnyRequest) -> AsyncGenerator[str | Reply, None]:
-        events = Events()
-        body = self.body(request, stream=True)
-        with self.reported():
-            async with self.aclient.stream(
-                "POST", CHAT, json=body, headers=self.headers
-            ) as response:
-                if response.status_code != 200:
-                    raise refused(response.status_code, await response.aread())
-                async for data in response.aiter_bytes():
-                    for piece in events.feed(data):
-                        yield piece
-                yield events.close()
+        queue: asyncio.Queue[str | Reply | Exception] = asyncio.Queue(AHEAD)
+        errand = Errand(lambda more: self.pour(request, queue, more))
+        try:
+            while isinstance(item := await queue.get(), str):
+                yield item
+            if isinstance(item, Exception):
+                raise item
+            yield item
+        finally:
+            errand.leave()
+
+    async def pour(
+        self, request: AnyRequest, queue: asyncio.Queue[str | Reply | Exception], more: Extensions
+    ) -> None:
+        """The stream into the queue, and last its reply or its failure."""
+        events, body = Events(), self.body(request, stream=True)
+        try:
+            with self.reported():
+                async with self.aclient.stream(
+                    "POST", CHAT, json=body, headers=self.headers, extensions=more
+                ) as response:
+                    if response.status_code != 200:
+                        raise refused(response.status_code, await response.aread())
+                    async for data in response.aiter_bytes():
+                        for piece in events.feed(data):
+                            await queue.put(piece)
+            await queue.put(events.close())
+        except Exception as exc:
+            await queue.put(exc)
 
     @contextmanager
     def reported(self) -> Iterator[None]:

@@ -12,11 +12,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
+
+from anyio import move_on_after
 
 from mmguard import sse
 from mmguard.drive import AsyncPieces
 from mmguard.errors import ModelError
+from mmguard.models.errand import Errand, Extensions
 from mmguard.models.openai import OpenAIModel, load, refused
 from mmguard.runtime import AsyncModel, Concurrent
 from mmguard.server import wire
@@ -24,6 +27,7 @@ from mmguard.server.form import CHAT, Form
 from mmguard.server.ledger import Ledger
 from mmguard.types import AnyRequest, Finding, Guarded, Reply, Request, Sample
 
+T = TypeVar("T")
 # What belongs to the caller's call, and to no further one.
 OWN = frozenset({"n", "stream", "stream_options", "model", "moderation"})
 # What is told beside an answer, to a caller who asks.
@@ -46,24 +50,26 @@ class Exchange:
         self.content = wire.dump(body) if data is None else data
         self.answer: asyncio.Task[tuple[bytes, wire.Json]] | None = None
         self.wanted = asyncio.Event()
-        self.reading: asyncio.Task[None] | None = None
         self.readers = self.choices
-        self.connecting = self.gone = False
+        self.errands: list[Errand[Any]] = []
         self.annotate: Annotate | None = None
 
     async def whole(self) -> tuple[bytes, wire.Json]:
         """The upstream's completion as it came, and read. Raises `ModelError` as it refused."""
         if self.answer is None:
-            self.answer = asyncio.ensure_future(self.post())
+            self.answer = self.send(self.post)
         return await asyncio.shield(self.answer)
 
-    async def post(self) -> tuple[bytes, wire.Json]:
+    def send(self, work: Callable[[Extensions], Awaitable[T]]) -> asyncio.Task[T]:
+        """A call that ends when nobody waits any more."""
+        errand = Errand(work)
+        self.errands.append(errand)
+        return errand.task
+
+    async def post(self, more: Extensions) -> tuple[bytes, wire.Json]:
         with self.upstream.reported():
             response = await self.upstream.aclient.post(
-                self.form.path,
-                content=self.content,
-                headers=self.headers,
-                extensions=self.extensions,
+                self.form.path, content=self.content, headers=self.headers, extensions=more
             )
         if response.status_code != 200:
             raise refused(response.status_code, response.content)
@@ -85,26 +91,8 @@ class Exchange:
 
     def leave(self) -> None:
         """Nobody waits any more."""
-        self.gone = True
-        if self.connecting:
-            return
-        for task in (self.answer, self.reading):
-            # Cancelled twice, a call would not come to close its connection.
-            if task is not None and not task.cancelling():
-                task.cancel()
-
-    @property
-    def extensions(self) -> dict[str, Any]:
-        return {"trace": self.trace}
-
-    async def trace(self, name: str, info: Any) -> None:
-        """httpcore loses the socket of a call that is cancelled before its head is out."""
-        if name == "connection.connect_tcp.started":
-            self.connecting = True
-        elif name.endswith(("send_request_headers.complete", ".failed")):
-            self.connecting = False
-            if self.gone:
-                self.leave()
+        for errand in self.errands:
+            errand.leave()
 
     def left(self) -> None:
         """One choice needs no more of the stream; after the last one the upstream may stop."""
@@ -191,10 +179,9 @@ LINGER = 0.02
 
 async def finish(pieces: AsyncIterator[bytes]) -> None:
     """Reads to the end if it is near: only then can the connection serve another call."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER):
-            async for _ in pieces:
-                pass
+    with move_on_after(LINGER):
+        async for _ in pieces:
+            pass
 
 
 class Feed:
@@ -217,20 +204,20 @@ class Feed:
 
     def start(self) -> None:
         """The upstream is asked when a choice first reads: a refused request never reaches it."""
-        self.exchange.reading = asyncio.ensure_future(self.run())
+        self.exchange.send(self.run)
 
-    async def run(self) -> None:
+    async def run(self, more: Extensions) -> None:
         """Reads to the end; whatever goes wrong goes to every choice."""
         await self.exchange.wanted.wait()
         end: Exception | None = None
         try:
-            await self.read()
+            await self.read(more)
         except Exception as exc:
             end = exc
         for branch in self.branches:
             branch.queue.put_nowait(end)
 
-    async def read(self) -> None:
+    async def read(self, more: Extensions) -> None:
         upstream, content = self.exchange.upstream, self.exchange.content
         with upstream.reported():
             async with upstream.aclient.stream(
@@ -238,7 +225,7 @@ class Feed:
                 self.exchange.form.path,
                 content=content,
                 headers=self.exchange.headers,
-                extensions=self.exchange.extensions,
+                extensions=more,
             ) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, await response.aread())

@@ -15,6 +15,7 @@ from fastapi import Request as Call
 from fastapi.responses import Response
 
 from mmguard import drive, guard, sse
+from mmguard.models.errand import Extensions
 from mmguard.models.openai import OpenAIModel, load, refused
 from mmguard.policy import Policy
 from mmguard.server import wire
@@ -37,8 +38,8 @@ class Talk(Exchange):
         super().__init__(upstream, body, request, form)
         self.choices = self.readers = 1
 
-    async def post(self) -> tuple[bytes, wire.Json]:
-        raw, answer = await ask(self.upstream, self.form.path, self.content, self.extensions)
+    async def post(self, more: Extensions) -> tuple[bytes, wire.Json]:
+        raw, answer = await ask(self.upstream, self.form.path, self.content, more)
         return raw, {"choices": [self.take(answer)], "usage": wire.usage_of(self.tokens(answer))}
 
     def take(self, answer: wire.Json) -> wire.Json:
@@ -62,14 +63,17 @@ class Talk(Exchange):
 
 
 async def ask(
-    upstream: OpenAIModel, path: str, content: bytes, extensions: dict[str, Any] | None = None
+    upstream: OpenAIModel, path: str, content: bytes, more: Extensions | None = None
 ) -> tuple[bytes, wire.Json]:
     """The upstream's answer as it came, and read. Raises `ModelError` as it refused."""
     told = {"content-type": "application/json", **upstream.headers}
-    with upstream.reported():
-        response = await upstream.aclient.post(
-            path, content=content, headers=told, extensions=extensions
-        )
+    if more is None:
+        response = await upstream.apost(path, content=content, headers=told)
+    else:
+        with upstream.reported():
+            response = await upstream.aclient.post(
+                path, content=content, headers=told, extensions=more
+            )
     if response.status_code != 200:
         raise refused(response.status_code, response.content)
     return response.content, load(response.content)
