@@ -65,11 +65,12 @@ class DetectorError(MmguardError):
 
 
 class ModelError(MmguardError):
-    """A model that failed to answer."""
+    """A model that failed to answer; `retry` has its server's headers about asking again."""
 
     def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
         super().__init__(message)
         self.status, self.body = status, body
+        self.retry: dict[str, str] = {}
 
 
 class StepError(MmguardError):

@@ -311,7 +311,7 @@ def test_those_in_flight_and_those_refused(tmp_path: Path) -> None:
         await gate.wait()
         return upstream(request)
 
-    sidecar = app(slow, write_policy(tmp_path), in_flight=2)
+    sidecar = app(slow, write_policy(tmp_path), in_flight=2, queue=0)
 
     async def run() -> None:
         async with calling(sidecar) as caller:

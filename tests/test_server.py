@@ -376,7 +376,7 @@ def test_bodies_and_requests_have_limits(tmp_path: Path) -> None:
             await gate.wait()
             return httpx.Response(200, content=json.dumps(completion({"content": "fine"})))
 
-        async with client(slow, policy, in_flight=2) as caller:
+        async with client(slow, policy, in_flight=2, queue=0) as caller:
             calls = [
                 asyncio.ensure_future(caller.post("chat/completions", json=ASK)) for _ in "abc"
             ]

@@ -47,7 +47,13 @@ def serve(
     err.print(f"{escape(told)} at http://{settings.host}:{settings.port}/v1", soft_wrap=True)
     if settings.operator_key:
         err.print(f"the operator's page: http://{settings.host}:{settings.port}/ui", soft_wrap=True)
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=settings.drain_timeout,
+    )
 
 
 def tell_access() -> None:

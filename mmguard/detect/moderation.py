@@ -108,7 +108,7 @@ class ModerationDetector:
         with self.client.reported():
             response = self.client.client.post("moderations", json=body)
         if response.status_code != 200:
-            raise refused(response.status_code, response.content)
+            raise refused(response)
         results = load_json(response.content).get("results")
         if not isinstance(results, list) or not results or not isinstance(results[0], dict):
             raise DetectorError("the moderation server's answer has no results")

@@ -66,9 +66,9 @@ class Remote:
         with self.model.reported():
             response = self.model.client.post(path, json=body)
         if path == "chat/completions":
-            return read_reply(response.status_code, response.content).raw["choices"][0]
+            return read_reply(response).raw["choices"][0]
         if response.status_code != 200:
-            raise refused(response.status_code, response.content)
+            raise refused(response)
         try:
             return dict(load(response.content)["choices"][0])
         except (KeyError, IndexError, TypeError, ValueError) as exc:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import httpx
 
 CHAT = "chat/completions"
+# When to ask again, as servers and OpenAI's clients tell it each other.
+RETRY = ("retry-after", "retry-after-ms", "x-should-retry")
 # Pieces of a stream that wait for their reader.
 AHEAD = 64
 
@@ -77,11 +79,11 @@ class OpenAIModel:
     def answer(self, request: AnyRequest) -> Reply:
         with self.reported():
             response = self.client.post(CHAT, json=self.body(request), headers=self.headers)
-        return read_reply(response.status_code, response.content)
+        return read_reply(response)
 
     async def agenerate(self, request: AnyRequest) -> Reply:
         response = await self.apost(CHAT, json=self.body(request))
-        return read_reply(response.status_code, response.content)
+        return read_reply(response)
 
     async def apost(self, path: str, **content: Any) -> httpx.Response:
         """A call that may be cancelled, whose answer has any status."""
@@ -99,7 +101,8 @@ class OpenAIModel:
             self.client.stream("POST", CHAT, json=body, headers=self.headers) as response,
         ):
             if response.status_code != 200:
-                raise refused(response.status_code, response.read())
+                response.read()
+                raise refused(response)
             for data in response.iter_bytes():
                 yield from events.feed(data)
             yield events.close()
@@ -127,7 +130,8 @@ class OpenAIModel:
                     "POST", CHAT, json=body, headers=self.headers, extensions=more
                 ) as response:
                     if response.status_code != 200:
-                        raise refused(response.status_code, await response.aread())
+                        await response.aread()
+                        raise refused(response)
                     async for data in response.aiter_bytes():
                         for piece in events.feed(data):
                             await queue.put(piece)
@@ -207,14 +211,20 @@ def load(data: bytes) -> dict[str, Any]:
     return value
 
 
-def refused(status: int, body: bytes) -> ModelError:
-    return ModelError(f"the server answered {status}: {body[:200]!r}", status=status, body=body)
+def refused(response: httpx.Response) -> ModelError:
+    """The failure that a server tells by its status; the response has been read."""
+    status, body = response.status_code, response.content
+    error = ModelError(f"the server answered {status}: {body[:200]!r}", status=status, body=body)
+    told = {name: response.headers.get(name, "") for name in RETRY}
+    error.retry = {name: value for name, value in told.items() if value and value.isascii()}
+    return error
 
 
-def read_reply(status: int, data: bytes) -> Reply:
+def read_reply(response: httpx.Response) -> Reply:
     """The first choice of a completion; the whole body stays in `raw`."""
-    if status != 200:
-        raise refused(status, data)
+    if response.status_code != 200:
+        raise refused(response)
+    status, data = response.status_code, response.content
     body = load(data)
     try:
         choice = body["choices"][0]

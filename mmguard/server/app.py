@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request as Call
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from mmguard.errors import MmguardError
 from mmguard.server import (
@@ -19,6 +20,7 @@ from mmguard.server import (
     claude,
     completions,
     detections,
+    gate,
     guardrail,
     moderations,
     panel,
@@ -71,7 +73,9 @@ def make_app(
     app.state.sidecar = sidecar
 
     for routes in ROUTES:
-        app.include_router(routes(sidecar))
+        router = routes(sidecar)
+        app.include_router(router)
+        sidecar.posts |= {r.path: r for r in router.routes if isinstance(r, Route) and posted(r)}
 
     @app.get("/healthz")
     @app.get("/readyz")
@@ -82,11 +86,16 @@ def make_app(
     for kind in (MmguardError, Exception):
         app.add_exception_handler(kind, explain)
     app.add_exception_handler(ClientDisconnect, nobody)
+    app.add_middleware(gate.Porter, sidecar=sidecar)
     app.add_middleware(watch.Door, watch=sidecar.watch)
     if sidecar.tracing:
         app.add_middleware(sidecar.tracing.door)
     app.add_middleware(panel.Shield)
     return app
+
+
+def posted(route: Route) -> bool:
+    return "POST" in (route.methods or ())
 
 
 async def explain(call: Call, exc: Exception) -> Response:

@@ -53,8 +53,7 @@ async def answered(sidecar: Sidecar, call: Call) -> Response:
         policy = annotation.attend(exchange, policy, sidecar.scoring)
     if exchange.body.get("stream") is True:
         return await streamed(sidecar, exchange, policy, call)
-    async with sidecar.room():
-        return await attended(call, whole(sidecar, exchange, policy))
+    return await attended(call, whole(sidecar, exchange, policy))
 
 
 async def attended(call: Call, work: Coroutine[Any, Any, T]) -> T:
@@ -217,20 +216,19 @@ async def speak(
     sidecar: Sidecar, exchange: Exchange, policy: Policy
 ) -> AsyncGenerator[bytes, None]:
     """All choices' bytes as they may leave, then usage and the end."""
-    async with sidecar.room():
-        branches = [Branch(exchange, i, sidecar.scoring) for i in range(exchange.choices)]
-        feed = Feed(exchange, branches)
-        in_content = exchange.form.bare or sidecar.settings.refusal_in_content
-        speeches = [Speech(branch, feed, in_content) for branch in branches]
-        with sidecar.watch.speaking(feed, speeches):
-            async with aclosing(merge(feed, speeches, policy)) as pieces:
-                async for piece in pieces:
-                    yield feed.lead + piece
-                    feed.lead = b""
-        answers = [speech.guarded for speech in speeches if speech.guarded]
-        if exchange.annotate:
-            yield aside(feed, await exchange.annotate(answers))
-        yield b"".join(usage_frames(feed, answers)) + sse.DONE
+    branches = [Branch(exchange, i, sidecar.scoring) for i in range(exchange.choices)]
+    feed = Feed(exchange, branches)
+    in_content = exchange.form.bare or sidecar.settings.refusal_in_content
+    speeches = [Speech(branch, feed, in_content) for branch in branches]
+    with sidecar.watch.speaking(feed, speeches):
+        async with aclosing(merge(feed, speeches, policy)) as pieces:
+            async for piece in pieces:
+                yield feed.lead + piece
+                feed.lead = b""
+    answers = [speech.guarded for speech in speeches if speech.guarded]
+    if exchange.annotate:
+        yield aside(feed, await exchange.annotate(answers))
+    yield b"".join(usage_frames(feed, answers)) + sse.DONE
 
 
 async def merge(

@@ -28,8 +28,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
         exchange = Exchange(sidecar.forward(call), body, read(body), PLAIN)
         if body.get("stream") is True:
             return await streamed(sidecar, exchange, policy, call)
-        async with sidecar.room():
-            return await attended(call, whole(sidecar, exchange, policy))
+        return await attended(call, whole(sidecar, exchange, policy))
 
     return router
 

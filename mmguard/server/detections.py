@@ -52,8 +52,7 @@ async def answered(sidecar: Sidecar, call: Call) -> list[list[wire.Json]]:
     """A list of detections for each text, in order."""
     policy = sidecar.policy(call)
     texts = read_contents(await sidecar.body(call))
-    async with sidecar.room():
-        return await asyncio.gather(*(detect(policy, text, sidecar.scoring) for text in texts))
+    return await asyncio.gather(*(detect(policy, text, sidecar.scoring) for text in texts))
 
 
 def read_contents(body: wire.Json) -> list[str]:

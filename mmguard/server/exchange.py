@@ -72,7 +72,7 @@ class Exchange:
                 self.form.path, content=self.content, headers=self.headers, extensions=more
             )
         if response.status_code != 200:
-            raise refused(response.status_code, response.content)
+            raise refused(response)
         body = load(response.content)
         choices = body.get("choices")
         if not isinstance(choices, list) or not all(map(self.is_choice, choices)):
@@ -228,7 +228,8 @@ class Feed:
                 extensions=more,
             ) as response:
                 if response.status_code != 200:
-                    raise refused(response.status_code, await response.aread())
+                    await response.aread()
+                    raise refused(response)
                 parser = sse.Parser()
                 pieces = response.aiter_bytes()
                 async for data in pieces:

@@ -21,7 +21,11 @@ class Refused(MmguardError):
 
     def __init__(self, status: int, kind: str, message: str, **more: str) -> None:
         super().__init__(message)
-        self.status, self.wait = status, more.pop("wait", "")
+        wait, self.status = more.pop("wait", ""), status
+        self.headers = {"retry-after": wait} if wait else {}
+        if status == 408:
+            # Whatever else may come of that body, nobody waits for it.
+            self.headers["connection"] = "close"
         self.body = wire.error(message, kind, **more)
 
 
@@ -46,7 +50,7 @@ def tell(exc: Exception) -> tuple[int, Any, dict[str, str]]:
     """Status, body and headers of a failure."""
     match exc:
         case Refused():
-            return exc.status, exc.body, {"retry-after": exc.wait} if exc.wait else {}
+            return exc.status, exc.body, exc.headers
         case OversizeError():
             return 413, picture_error(exc), {}
         case ImageError():
@@ -56,7 +60,7 @@ def tell(exc: Exception) -> tuple[int, Any, dict[str, str]]:
         case InputError():
             return 400, wire.error(str(exc), "invalid_request_error"), {}
         case ModelError(status=int(status), body=body) if status >= 400:
-            return status, wire.read_error(body, str(exc)), {}
+            return status, wire.read_error(body, str(exc)), dict(exc.retry)
         case ModelError():
             log.error("the upstream failed: %s", type(exc.__cause__ or exc).__name__)
             log.debug("%s", exc)

@@ -56,8 +56,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
         if side not in SIDES:
             raise InputError(f"input_type={side!r}: give one of {', '.join(SIDES)}")
         world = Given("", model, sidecar.scoring)
-        async with sidecar.room():
-            found, made = await SIDES[side](Reader(sidecar, body), policy, world)
+        found, made = await SIDES[side](Reader(sidecar, body), policy, world)
         return JSONResponse(made, headers=wire.headers(found))
 
     return router

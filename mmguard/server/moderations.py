@@ -60,8 +60,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     async def moderations(call: Call) -> Response:
         policy = sidecar.policy(call)
         inputs = await read_inputs(sidecar, (await sidecar.body(call)).get("input"))
-        async with sidecar.room():
-            found = await asyncio.gather(*(assess(policy, i, sidecar.scoring) for i in inputs))
+        found = await asyncio.gather(*(assess(policy, i, sidecar.scoring) for i in inputs))
         results = [result(judged) for judged in found]
         made = {"id": f"modr-{uuid.uuid4().hex}", "model": policy.tag, "results": results}
         return JSONResponse(made, headers={"x-mmguard-policy": policy.tag})

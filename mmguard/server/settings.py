@@ -101,9 +101,10 @@ class Settings(Strict):
     `embedded`, or a HuggingFace folder or hub name. Without `upstream_key` the caller's
     own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
     bears one, and never go on. `operator_key` opens the page at `/ui`, which is not there
-    without one. A request has at most `images` pictures; `pictures` says from where. A request's
-    `moderation` is answered by our detectors, or goes on to an upstream that knows it. Times
-    are in seconds, sizes in MiB.
+    without one. A request has at most `images` pictures; `pictures` says from where. Beside
+    `in_flight` requests a `queue` of them waits, `queue_seconds` at the most. A request's
+    `moderation` is answered by our detectors, or goes on to an upstream that knows it. Requests
+    under way at SIGTERM have `drain_timeout` to end. Times are in seconds, sizes in MiB.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -118,9 +119,13 @@ class Settings(Strict):
     port: Annotated[int, Field(ge=0, le=65535)] = 8377
     timeout: Annotated[float, Field(gt=0)] = 600
     detector_timeout: Annotated[float, Field(gt=0)] = 30
+    upload_timeout: Annotated[float, Field(gt=0)] = 60
+    drain_timeout: Annotated[int, Field(ge=0)] = 25
     heartbeat: Annotated[float, Field(gt=0)] = 15
     body_mib: Annotated[float, Field(gt=0)] = 64
     in_flight: Annotated[int, Field(ge=1)] = 256
+    queue: Annotated[int, Field(ge=0)] = 64
+    queue_seconds: Annotated[float, Field(gt=0)] = 5
     images: Annotated[int, Field(ge=0)] = 32
     pictures: Rules = Rules()
     refusal_in_content: bool = True

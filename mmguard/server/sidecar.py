@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 from fastapi import Request as Call
+from starlette.routing import BaseRoute
 
 from mmguard import messages
 from mmguard.errors import ImageError, MmguardError
@@ -19,6 +20,7 @@ from mmguard.server import wire
 from mmguard.server.exchange import Exchange
 from mmguard.server.failures import Refused
 from mmguard.server.fetch import fetch
+from mmguard.server.gate import Gate
 from mmguard.server.intake import inline
 from mmguard.server.settings import Settings
 from mmguard.server.spans import open_tracing
@@ -47,7 +49,10 @@ class Sidecar:
         )
         self.detectors: dict[str, Detector] = dict(detectors or {})
         self.policies = self.load()
-        self.flying, self.watch = 0, Watch(self)
+        self.gate = Gate(settings.in_flight, settings.queue, settings.queue_seconds)
+        # What answers a POST, by its path.
+        self.posts: dict[str, BaseRoute] = {}
+        self.watch = Watch(self)
         local = Local({}, self.detectors, timeout=settings.detector_timeout)
         self.scoring = (self.tracing.scoring if self.tracing else Scoring)(local, self.watch)
 
@@ -72,11 +77,16 @@ class Sidecar:
         log.info("policies: %s", ", ".join(sorted(p.tag for p in self.policies.values())))
         return True
 
-    def policy(self, call: Call) -> Policy:
-        """Whose request this is, and so under which policy."""
+    @property
+    def flying(self) -> int:
+        """Requests in flight."""
+        return self.gate.flying
+
+    def bearer(self, call: Call) -> str:
+        """Whose request this is; nobody's, where there are no keys. Raises `Refused`."""
         settings = self.settings
         if not settings.keys:
-            return self.watch.under(self.policies[settings.policy])
+            return ""
         key = call.headers.get("x-api-key", "")
         bearer = settings.bearer(call.headers.get("authorization", key))
         if bearer is None:
@@ -86,9 +96,13 @@ class Sidecar:
                 "this sidecar does not know the key",
                 code="invalid_api_key",
             )
-        return self.watch.under(
-            self.policies[settings.keys[bearer].policy or settings.policy], bearer
-        )
+        return bearer
+
+    def policy(self, call: Call) -> Policy:
+        """Under which policy this request is."""
+        bearer, settings = self.bearer(call), self.settings
+        key = settings.keys.get(bearer)
+        return self.watch.under(self.policies[(key and key.policy) or settings.policy], bearer)
 
     def forward(self, call: Call) -> OpenAIModel:
         """The upstream, asked with the caller's own key where none is set."""
@@ -97,21 +111,17 @@ class Sidecar:
             return self.upstream.bearing(f"Bearer {key}")
         return self.upstream.bearing(given) if given and not self.settings.keys else self.upstream
 
-    @asynccontextmanager
-    async def room(self) -> AsyncIterator[None]:
-        """A place among the requests in flight, or a refusal; never an unguarded answer."""
-        if self.flying >= self.settings.in_flight:
-            raise Refused(
-                429, "rate_limit_error", "too many requests in flight", code="overloaded", wait="1"
-            )
-        self.flying += 1
-        try:
-            yield
-        finally:
-            self.flying -= 1
-
     async def read(self, call: Call) -> bytes:
-        """The body, no larger than it may be."""
+        """The body, no larger and no slower than it may be."""
+        seconds = self.settings.upload_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.take(call)
+        except TimeoutError:
+            told = f"the body did not come within {seconds:g} s"
+            raise Refused(408, "invalid_request_error", told, code="body_too_slow") from None
+
+    async def take(self, call: Call) -> bytes:
         limit, data = self.settings.body_mib * 2**20, bytearray()
         async for piece in call.stream():
             data += piece

@@ -75,7 +75,7 @@ async def ask(
                 path, content=content, headers=told, extensions=more
             )
     if response.status_code != 200:
-        raise refused(response.status_code, response.content)
+        raise refused(response)
     return response.content, load(response.content)
 
 
@@ -114,14 +114,12 @@ async def answered(
     """One request, whole or streamed."""
     if talk.body.get("stream") is True:
         return await begin(sidecar, policy, call, speak(sidecar, talk, policy), fail)
-    async with sidecar.room():
-        return await attended(call, whole(sidecar, talk, policy))
+    return await attended(call, whole(sidecar, talk, policy))
 
 
 async def counted(sidecar: Sidecar, call: Call, talk: Talk, path: str) -> Response:
     """How many tokens the upstream would read: of what was checked, and no answer."""
-    async with sidecar.room():
-        raw, _ = await attended(call, ask(talk.upstream, path, talk.content))
+    raw, _ = await attended(call, ask(talk.upstream, path, talk.content))
     return Response(raw, 200, PLAIN)
 
 
@@ -146,13 +144,12 @@ async def whole(sidecar: Sidecar, talk: Talk, policy: Policy) -> Response:
 
 async def speak(sidecar: Sidecar, talk: Talk, policy: Policy) -> AsyncGenerator[bytes, None]:
     """The events as they may leave."""
-    async with sidecar.room():
-        feed, turn = talk.listen(Branch(talk, 0, sidecar.scoring))
-        turns: Sequence[Speech] = [turn]
-        with sidecar.watch.speaking(feed, turns):
-            async with aclosing(merge(feed, turns, policy)) as pieces:
-                async for piece in pieces:
-                    yield piece
+    feed, turn = talk.listen(Branch(talk, 0, sidecar.scoring))
+    turns: Sequence[Speech] = [turn]
+    with sidecar.watch.speaking(feed, turns):
+        async with aclosing(merge(feed, turns, policy)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 class Turn(Speech):

@@ -67,16 +67,14 @@ def routes(sidecar: Sidecar, allow: Allow) -> APIRouter:
         policy = await choose(sidecar, asked.policy)
         exchange = await put(sidecar, asked)
         start = time.perf_counter()
-        async with sidecar.room():
-            guarded = await attended(call, run(sidecar, exchange, policy))
+        guarded = await attended(call, run(sidecar, exchange, policy))
         return show(tell(exchange, guarded, (time.perf_counter() - start) * 1e3))
 
     @router.post("/sentences")
     async def sentences(call: Call) -> Response:
         asked = read(Passage, await sidecar.body(call))
         policy = await choose(sidecar, asked.policy)
-        async with sidecar.room():
-            return show({"sentences": await attended(call, score(sidecar, policy, asked))})
+        return show({"sentences": await attended(call, score(sidecar, policy, asked))})
 
     @router.get("/models")
     async def models() -> Response:
