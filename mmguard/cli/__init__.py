@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from mmguard.cli import audit, bench, chat, check, evals, lists, serve, streams, train
+from mmguard.cli import audit, bench, chat, check, evals, explain, lists, serve, streams, train
 from mmguard.cli.console import err
 from mmguard.errors import MmguardError
 
@@ -21,6 +21,7 @@ for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibr
     app.command()(command)
 app.command()(audit.audit)
 evals.evals.command()(streams.streams)
+lists.policies.command()(explain.explain)
 app.add_typer(lists.policies, name="policies")
 app.add_typer(train.train, name="train")
 app.add_typer(bench.bench, name="bench")

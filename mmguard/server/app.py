@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request as Call
 from fastapi.responses import Response
@@ -28,6 +28,7 @@ from mmguard.server import (
     watch,
     wire,
 )
+from mmguard.server.attach import check_routes
 from mmguard.server.failures import tell
 from mmguard.server.settings import Settings
 from mmguard.server.sidecar import Sidecar
@@ -83,6 +84,7 @@ def make_app(
         tags = sorted(policy.tag for policy in sidecar.policies.values())
         return {"status": "ok", "policies": tags}
 
+    check_routes(settings.attach, sidecar.posts)
     for kind in (MmguardError, Exception):
         app.add_exception_handler(kind, explain)
     app.add_exception_handler(ClientDisconnect, nobody)
@@ -96,6 +98,14 @@ def make_app(
 
 def posted(route: Route) -> bool:
     return "POST" in (route.methods or ())
+
+
+def paths() -> list[str]:
+    """Where something can be posted."""
+    # Routers look at their sidecar when somebody asks.
+    routers = [routes(cast(Sidecar, None)) for routes in ROUTES]
+    found = (route for router in routers for route in router.routes)
+    return [route.path for route in found if isinstance(route, Route) and posted(route)]
 
 
 async def explain(call: Call, exc: Exception) -> Response:

@@ -47,8 +47,8 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
 async def answered(sidecar: Sidecar, call: Call) -> Response:
     """One request, whole or streamed."""
-    policy = sidecar.policy(call)
     exchange = await sidecar.exchange(call, await sidecar.read(call))
+    policy = sidecar.policy(call, exchange.body)
     if sidecar.settings.moderation == "answer":
         policy = annotation.attend(exchange, policy, sidecar.scoring)
     if exchange.body.get("stream") is True:

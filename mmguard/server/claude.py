@@ -60,14 +60,14 @@ async def explained(work: Coroutine[Any, Any, Response]) -> Response:
 
 
 async def answer(sidecar: Sidecar, call: Call) -> Response:
-    policy = sidecar.policy(call)
     talk = await open_talk(sidecar, call, await sidecar.body(call))
+    policy = sidecar.policy(call, talk.body)
     return await answered(sidecar, call, policy, talk, broken)
 
 
 async def tally(sidecar: Sidecar, call: Call) -> Response:
-    sidecar.policy(call)
     talk = await open_talk(sidecar, call, await sidecar.body(call))
+    sidecar.policy(call, talk.body)
     return await counted(sidecar, call, talk, "messages/count_tokens")
 
 

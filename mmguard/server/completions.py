@@ -23,8 +23,8 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(call: Call) -> Response:
-        policy = sidecar.policy(call)
         body = await sidecar.body(call)
+        policy = sidecar.policy(call, body)
         exchange = Exchange(sidecar.forward(call), body, read(body), PLAIN)
         if body.get("stream") is True:
             return await streamed(sidecar, exchange, policy, call)

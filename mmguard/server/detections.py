@@ -35,7 +35,8 @@ def routes(sidecar: Sidecar) -> APIRouter:
     @router.post("/api/v1/text/contents")
     async def contents(call: Call) -> Response:
         try:
-            return JSONResponse(await answered(sidecar, call))
+            told = {"x-mmguard-policy": wire.spell(sidecar.policy(call).tag)}
+            return JSONResponse(await answered(sidecar, call), headers=told)
         except MmguardError as exc:
             status, body, headers = tell(exc)
             made = {"code": status, "message": body["error"]["message"]}

@@ -79,7 +79,7 @@ class Porter:
         async with AsyncExitStack() as stack:
             app = self.app
             try:
-                self.sidecar.bearer(Call(scope))
+                self.sidecar.policy(Call(scope))
                 await stack.enter_async_context(self.sidecar.gate.room())
             except Refused as exc:
                 scope["route"], app = route, refusal(scope["path"], exc)

@@ -49,8 +49,8 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
     @router.post(PATH)
     async def guardrail(call: Call) -> Response:
-        policy = sidecar.policy(call)
         body = await sidecar.body(call)
+        policy = sidecar.policy(call, body)
         model = sidecar.forward(call).named(str(body.get("model") or "default"))
         side = str(body.get("input_type"))
         if side not in SIDES:

@@ -58,8 +58,9 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
     @router.post("/v1/moderations")
     async def moderations(call: Call) -> Response:
-        policy = sidecar.policy(call)
-        inputs = await read_inputs(sidecar, (await sidecar.body(call)).get("input"))
+        body = await sidecar.body(call)
+        policy = sidecar.policy(call, body)
+        inputs = await read_inputs(sidecar, body.get("input"))
         found = await asyncio.gather(*(assess(policy, i, sidecar.scoring) for i in inputs))
         results = [result(judged) for judged in found]
         made = {"id": f"modr-{uuid.uuid4().hex}", "model": policy.tag, "results": results}

@@ -16,7 +16,6 @@ from fastapi.responses import Response
 from mmguard import sse
 from mmguard.errors import ImageError, InputError, ModelError
 from mmguard.models.openai import load
-from mmguard.policy import Policy
 from mmguard.server import intake, items, wire
 from mmguard.server.events import Teller
 from mmguard.server.exchange import Branch, Feed
@@ -45,14 +44,15 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
     @router.post("/v1/responses")
     async def responses(call: Call) -> Response:
-        policy = sidecar.policy(call)
-        talk = await open_talk(sidecar, call, policy, await sidecar.read(call))
+        talk = await open_talk(sidecar, call, await sidecar.read(call))
+        policy = sidecar.policy(call, talk.body)
+        talk.strict = policy.unreadable == "block" and policy.mode == "enforce"
         return await answered(sidecar, call, policy, talk, broken)
 
     @router.post("/v1/responses/input_tokens")
     async def count(call: Call) -> Response:
-        policy = sidecar.policy(call)
-        talk = await open_talk(sidecar, call, policy, await sidecar.read(call))
+        talk = await open_talk(sidecar, call, await sidecar.read(call))
+        sidecar.policy(call, talk.body)
         return await counted(sidecar, call, talk, "responses/input_tokens")
 
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
@@ -64,7 +64,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
     return router
 
 
-async def open_talk(sidecar: Sidecar, call: Call, policy: Policy, data: bytes) -> Answer:
+async def open_talk(sidecar: Sidecar, call: Call, data: bytes) -> Answer:
     """The body as values, its pictures fetched and inlined; without such, as it came."""
     body = wire.load(data)
     agree(body)
@@ -78,7 +78,6 @@ async def open_talk(sidecar: Sidecar, call: Call, policy: Policy, data: bytes) -
     talk = Answer(sidecar.forward(call), sent, request, FORM)
     if sent == body and wire.plain(data):
         talk.content = data
-    talk.strict = policy.unreadable == "block" and policy.mode == "enforce"
     talk.in_content = sidecar.settings.refusal_in_content and items.is_plain(body)
     return talk
 

@@ -18,11 +18,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 
 from mmguard.errors import InputError
 from mmguard.fields import Strict, contradict
+from mmguard.server.attach import Rule, agree
 from mmguard.server.fetch import Rules
 
 PREFIX = "MMGUARD_"
 # Fields that one line cannot hold: they stand in the file.
-NESTED = ("keys", "pictures")
+NESTED = ("keys", "attach", "pictures")
 
 
 class Key(Strict):
@@ -100,11 +101,12 @@ class Settings(Strict):
     `upstream` is a server's URL, up to and with `/v1`; or else `model` is one of this process:
     `embedded`, or a HuggingFace folder or hub name. Without `upstream_key` the caller's
     own `Authorization` goes on to it; `keys` are the sidecar's own, by the name of whoever
-    bears one, and never go on. `operator_key` opens the page at `/ui`, which is not there
-    without one. A request has at most `images` pictures; `pictures` says from where. Beside
-    `in_flight` requests a `queue` of them waits, `queue_seconds` at the most. A request's
-    `moderation` is answered by our detectors, or goes on to an upstream that knows it. Requests
-    under way at SIGTERM have `drain_timeout` to end. Times are in seconds, sizes in MiB.
+    bears one, and never go on. Rules under `attach` give policies to keys, models and routes.
+    `operator_key` opens the page at `/ui`, which is not there without one. A request has at most
+    `images` pictures; `pictures` says from where. Beside `in_flight` requests a `queue` of them
+    waits, `queue_seconds` at the most. A request's `moderation` is answered by our detectors,
+    or goes on to an upstream that knows it. Requests under way at SIGTERM have `drain_timeout`
+    to end. Times are in seconds, sizes in MiB.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -115,6 +117,7 @@ class Settings(Strict):
     policy: str = "balanced"
     keys: dict[str, Key] = Field(default_factory=dict)
     operator_key: str | None = Field(default=None, min_length=16, repr=False)
+    attach: tuple[Rule, ...] = ()
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8377
     timeout: Annotated[float, Field(gt=0)] = 600
@@ -139,12 +142,10 @@ class Settings(Strict):
         if (self.upstream is None) == (self.model is None):
             fix = "name an upstream, the URL of a server up to and with /v1, or else a model"
             raise contradict("upstream", value=self.upstream, fix=fix)
+        agree(self.attach, self.keys)
         return self
 
-    def operates(self, authorization: str) -> bool:
-        """Whether this header bears the operator's key, compared in constant time."""
-        given = authorization.removeprefix("Bearer ").encode()
-        return hmac.compare_digest((self.operator_key or "").encode(), given) and bool(given)
+b
 
     def bearer(self, authorization: str) -> str | None:
         """The name of whoever bears this header's key, compared in constant time."""

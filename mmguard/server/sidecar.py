@@ -17,6 +17,7 @@ from mmguard.models.openai import OpenAIModel
 from mmguard.policy import Policy, load_policy
 from mmguard.runtime import Local, connect
 from mmguard.server import wire
+from mmguard.server.attach import choose
 from mmguard.server.exchange import Exchange
 from mmguard.server.failures import Refused
 from mmguard.server.fetch import fetch
@@ -58,8 +59,8 @@ class Sidecar:
 
     def load(self) -> dict[str, Policy]:
         """All policies, bound; their detectors prove their canaries as they load."""
-        settings, found = self.settings, {}
-        for name in {settings.policy, *(k.policy for k in settings.keys.values() if k.policy)}:
+        found = {}
+        for name in self.settings.policies:
             bound, local = connect(load_policy(name), {"target": self.upstream}, self.detectors)
             found[name] = bound
             self.detectors.update(local.detectors)
@@ -98,11 +99,12 @@ class Sidecar:
             )
         return bearer
 
-    def policy(self, call: Call) -> Policy:
-        """Under which policy this request is."""
-        bearer, settings = self.bearer(call), self.settings
-        key = settings.keys.get(bearer)
-        return self.watch.under(self.policies[(key and key.policy) or settings.policy], bearer)
+    def policy(self, call: Call, body: Mapping[str, Any] | None = None) -> Policy:
+        """Under which policy this request is, as far as that can be told without its body."""
+        bearer, model = self.bearer(call), (body or {}).get("model")
+        asked = model if isinstance(model, str) else ""
+        found = choose(self.settings, bearer, asked, call.scope["path"])
+        return self.watch.under(self.policies[found.policy], bearer)
 
     def forward(self, call: Call) -> OpenAIModel:
         """The upstream, asked with the caller's own key where none is set."""

@@ -29,6 +29,7 @@ from mmguard.server.metrics import Levels, Metrics
 from mmguard.server.pulse import Pulse
 from mmguard.server.spans import NOW
 from mmguard.server.visit import VISIT, Visit, identify
+from mmguard.server.wire import spell
 from mmguard.types import Finding, Guarded, Sample
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ def follow(visit: Visit, send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = visit.id
+            if visit.policy != "none":
+                headers.setdefault("x-mmguard-policy", spell(visit.policy))
             visit.status = message["status"]
             visit.streams = headers.get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
