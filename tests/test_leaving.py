@@ -6,13 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from mmguard.models.openai import OpenAIModel
-from mmguard.runtime import Concurrent, Local
 from mmguard.server.exchange import Branch, Exchange, Feed
 from tests.upstream import completion, streamed
 from tests.world import ask
@@ -81,7 +80,7 @@ async def exchanged(model: OpenAIModel) -> None:
 
 async def fed(model: OpenAIModel) -> None:
     exchange = Exchange(model, {**BODY, "stream": True}, ask())
-    branch = Branch(exchange, 0, Concurrent(Local({}, {})))
+    branch = Branch(exchange, 0, cast(Any, None))
     Feed(exchange, [branch]).start()
     try:
         async for _ in branch.pieces():

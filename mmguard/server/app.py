@@ -22,6 +22,7 @@ from mmguard.server import (
     detections,
     gate,
     guardrail,
+    health,
     moderations,
     panel,
     responses,
@@ -46,6 +47,7 @@ ROUTES = (
     detections.routes,
     watch.routes,
     panel.routes,
+    health.routes,
 )
 
 
@@ -77,12 +79,6 @@ def make_app(
         router = routes(sidecar)
         app.include_router(router)
         sidecar.posts |= {r.path: r for r in router.routes if isinstance(r, Route) and posted(r)}
-
-    @app.get("/healthz")
-    @app.get("/readyz")
-    async def healthy() -> dict[str, Any]:
-        tags = sorted(policy.tag for policy in sidecar.policies.values())
-        return {"status": "ok", "policies": tags}
 
     check_routes(settings.attach, sidecar.posts)
     for kind in (MmguardError, Exception):

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import move_on_after
 
@@ -21,11 +21,14 @@ from mmguard.drive import AsyncPieces
 from mmguard.errors import ModelError
 from mmguard.models.errand import Errand, Extensions
 from mmguard.models.openai import OpenAIModel, load, refused
-from mmguard.runtime import AsyncModel, Concurrent
+from mmguard.runtime import AsyncModel
 from mmguard.server import wire
 from mmguard.server.form import CHAT, Form
 from mmguard.server.ledger import Ledger
 from mmguard.types import AnyRequest, Finding, Guarded, Reply, Request, Sample
+
+if TYPE_CHECKING:
+    from mmguard.server.watch import Scoring
 
 T = TypeVar("T")
 # What belongs to the caller's call, and to no further one.
@@ -118,19 +121,19 @@ def place(choice: Mapping[str, Any], i: int) -> int:
 class Branch:
     """One choice: the draft is its share of the exchange, anything else a call of its own."""
 
-    def __init__(self, exchange: Exchange, index: int, detectors: Concurrent) -> None:
+    def __init__(self, exchange: Exchange, index: int, detectors: Scoring) -> None:
         self.exchange, self.index, self.detectors = exchange, index, detectors
         self.ledger = Ledger()
         self.queue: asyncio.Queue[tuple[bytes, wire.Json] | Exception | None] = asyncio.Queue()
 
     async def generate(self, model: str, request: AnyRequest) -> Reply:
         start = time.perf_counter()
-        reply = await self.answer(request)
+        reply = await self.answer(model, request)
         return replace(reply, ms=(time.perf_counter() - start) * 1e3)
 
-    async def answer(self, request: AnyRequest) -> Reply:
+    async def answer(self, model: str, request: AnyRequest) -> Reply:
         if request is not self.exchange.request:
-            return await self.exchange.model().agenerate(strip(request))
+            return await self.detectors.ask(model, self.exchange.model(), strip(request))
         _, body = await self.exchange.whole()
         found = [c for i, c in enumerate(body["choices"]) if place(c, i) == self.index]
         if not found:
@@ -144,7 +147,7 @@ class Branch:
     def open(self, model: str, request: AnyRequest) -> AsyncPieces:
         if request is self.exchange.request:
             return self.pieces()
-        return self.exchange.model().astream(strip(request))
+        return self.detectors.read(model, self.exchange.model(), strip(request))
 
     async def pieces(self) -> AsyncGenerator[str | Reply, None]:
         """What this choice says, as the feed brings it."""

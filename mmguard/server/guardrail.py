@@ -21,12 +21,12 @@ from mmguard.errors import ImageError, InputError, OversizeError
 from mmguard.guard import refuse, screen
 from mmguard.models.openai import OpenAIModel
 from mmguard.policy import Policy
-from mmguard.runtime import Concurrent
 from mmguard.server import wire
 from mmguard.server.failures import demand
 from mmguard.server.intake import find, inline, locate
 from mmguard.server.sidecar import Sidecar, refuse_path
 from mmguard.server.spans import watched
+from mmguard.server.watch import Scoring
 from mmguard.types import (
     AnyRequest,
     Finding,
@@ -65,7 +65,7 @@ def routes(sidecar: Sidecar) -> APIRouter:
 class Given:
     """A world in which the target has just said `text`; all else is asked of a server."""
 
-    def __init__(self, text: str, model: OpenAIModel, detectors: Concurrent) -> None:
+    def __init__(self, text: str, model: OpenAIModel, detectors: Scoring) -> None:
         self.text, self.model, self.detectors = text, model, detectors
         self.request: AnyRequest | None = None
 
@@ -78,13 +78,13 @@ class Given:
     async def generate(self, model: str, request: AnyRequest) -> Reply:
         if request is self.request:
             return Reply(self.text)
-        return await self.model.agenerate(request)
+        return await self.detectors.ask(model, self.model, request)
 
     async def score(self, detector: str, sample: Sample) -> Finding:
         return await self.detectors.score(detector, sample)
 
     def open(self, model: str, request: AnyRequest) -> AsyncPieces:
-        return self.model.astream(request)
+        return self.detectors.read(model, self.model, request)
 
 
 # -- requests -----------------------------------------------------------------

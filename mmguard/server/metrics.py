@@ -20,10 +20,13 @@ from mmguard.types import Call, Finding, Guarded
 
 if TYPE_CHECKING:
     from mmguard.server.audit import Audit
+    from mmguard.server.breaker import Breakers
+    from mmguard.server.gate import Gate
 
 LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 CATEGORIES = frozenset({*HAZARDS.values(), "harassment"})
+STATES = ("closed", "trial", "open")
 # OpenAI's names of what a model read and wrote, and ours.
 TOKENS = (("prompt_tokens", "prompt"), ("completion_tokens", "completion"))
 
@@ -126,16 +129,27 @@ class Metrics:
 
 
 class Levels(Collector):
-    """What is read when asked for: requests in flight, and the audit's state."""
+    """What is read when asked for: requests in flight, breakers, and the audit's state."""
 
-    def __init__(self, flying: Callable[[], int], limit: int, audit: Audit | None) -> None:
-        self.flying, self.limit, self.audit = flying, limit, audit
+    def __init__(self, gate: Gate, audit: Audit | None, breakers: Breakers) -> None:
+        self.gate, self.audit, self.breakers = gate, audit, breakers
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("mmguard_in_flight", "Requests in flight", self.flying())
-        yield GaugeMetricFamily("mmguard_in_flight_limit", "Their limit", self.limit)
+        yield GaugeMetricFamily("mmguard_in_flight", "Requests in flight", self.gate.flying)
+        yield GaugeMetricFamily("mmguard_in_flight_limit", "Their limit", self.gate.limit)
+        yield GaugeMetricFamily("mmguard_queued", "Requests that wait", self.gate.waiting)
+        yield from self.broken()
         if audit := self.audit:
             yield GaugeMetricFamily("mmguard_audit_healthy", "1: it can write", audit.healthy())
             yield GaugeMetricFamily("mmguard_audit_waiting", "Rows not yet written", audit.waiting)
             yield CounterMetricFamily("mmguard_audit_rows", "Rows written", audit.written)
             yield CounterMetricFamily("mmguard_audit_lost", "Rows lost", audit.lost)
+
+    def broken(self) -> Iterator[Metric]:
+        labels, told = ("part", "name"), "Parts: 0 asked, 1 on trial, 2 not asked"
+        state = GaugeMetricFamily("mmguard_breaker_state", told, labels=labels)
+        opened = CounterMetricFamily("mmguard_breaker_opened", "Parts given up", labels=labels)
+        for one in self.breakers.all():
+            state.add_metric((one.kind, one.name), STATES.index(one.state))
+            opened.add_metric((one.kind, one.name), one.opened)
+        yield from (state, opened)

@@ -19,11 +19,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 from mmguard.errors import InputError
 from mmguard.fields import Strict, contradict
 from mmguard.server.attach import Rule, agree
+from mmguard.server.breaker import Breaking
 from mmguard.server.fetch import Rules
 
 PREFIX = "MMGUARD_"
 # Fields that one line cannot hold: they stand in the file.
-NESTED = ("keys", "attach", "pictures")
+NESTED = ("keys", "attach", "breaker", "pictures")
 
 
 class Key(Strict):
@@ -106,7 +107,8 @@ class Settings(Strict):
     `images` pictures; `pictures` says from where. Beside `in_flight` requests a `queue` of them
     waits, `queue_seconds` at the most. A request's `moderation` is answered by our detectors,
     or goes on to an upstream that knows it. Requests under way at SIGTERM have `drain_timeout`
-    to end. Times are in seconds, sizes in MiB.
+    to end. `breaker` says when a detector or a model of repairs that keeps failing is not asked
+    for a while. Times are in seconds, sizes in MiB.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -124,6 +126,7 @@ class Settings(Strict):
     detector_timeout: Annotated[float, Field(gt=0)] = 30
     upload_timeout: Annotated[float, Field(gt=0)] = 60
     drain_timeout: Annotated[int, Field(ge=0)] = 25
+    breaker: Breaking = Breaking()
     heartbeat: Annotated[float, Field(gt=0)] = 15
     body_mib: Annotated[float, Field(gt=0)] = 64
     in_flight: Annotated[int, Field(ge=1)] = 256
@@ -145,7 +148,16 @@ class Settings(Strict):
         agree(self.attach, self.keys)
         return self
 
-b
+    def operates(self, authorization: str) -> bool:
+        """Whether this header bears the operator's key, compared in constant time."""
+        given = authorization.removeprefix("Bearer ").encode()
+        return hmac.compare_digest((self.operator_key or "").encode(), given) and bool(given)
+
+    @property
+    def policies(self) -> set[str]:
+        """All that a request may be under."""
+        own = {key.policy for key in self.keys.values() if key.policy}
+        return {self.policy, *own, *(rule.policy for rule in self.attach)}
 
     def bearer(self, authorization: str) -> str | None:
         """The name of whoever bears this header's key, compared in constant time."""

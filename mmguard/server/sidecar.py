@@ -15,9 +15,10 @@ from mmguard import messages
 from mmguard.errors import ImageError, MmguardError
 from mmguard.models.openai import OpenAIModel
 from mmguard.policy import Policy, load_policy
-from mmguard.runtime import Local, connect
+from mmguard.runtime import connect
 from mmguard.server import wire
 from mmguard.server.attach import choose
+from mmguard.server.breaker import Breakers, Tried
 from mmguard.server.exchange import Exchange
 from mmguard.server.failures import Refused
 from mmguard.server.fetch import fetch
@@ -51,10 +52,11 @@ class Sidecar:
         self.detectors: dict[str, Detector] = dict(detectors or {})
         self.policies = self.load()
         self.gate = Gate(settings.in_flight, settings.queue, settings.queue_seconds)
+        self.breakers = Breakers(settings.breaker)
         # What answers a POST, by its path.
         self.posts: dict[str, BaseRoute] = {}
         self.watch = Watch(self)
-        local = Local({}, self.detectors, timeout=settings.detector_timeout)
+        local = Tried(self.detectors, self.breakers, settings.detector_timeout)
         self.scoring = (self.tracing.scoring if self.tracing else Scoring)(local, self.watch)
 
     def load(self) -> dict[str, Policy]:

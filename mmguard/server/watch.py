@@ -6,11 +6,12 @@ routes tell `Watch` only what was decided. It changes no answer.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -20,9 +21,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmguard.drive import AsyncPieces
 from mmguard.policy import Policy
-from mmguard.runtime import Concurrent, Local
+from mmguard.runtime import AsyncModel, Concurrent
 from mmguard.server.audit import Audit
+from mmguard.server.breaker import Tried
 from mmguard.server.entry import Entry
 from mmguard.server.failures import Refused, tell
 from mmguard.server.metrics import Levels, Metrics
@@ -30,7 +33,7 @@ from mmguard.server.pulse import Pulse
 from mmguard.server.spans import NOW
 from mmguard.server.visit import VISIT, Visit, identify
 from mmguard.server.wire import spell
-from mmguard.types import Finding, Guarded, Sample
+from mmguard.types import AnyRequest, Finding, Guarded, Reply, Sample
 
 if TYPE_CHECKING:
     from mmguard.server.exchange import Exchange, Feed
@@ -48,10 +51,8 @@ class Watch:
         self.sidecar = sidecar
         self.audit = Audit(settings.audit) if settings.audit.kept else None
         self.metrics = Metrics(lambda: named(sidecar.policies))
-        self.pulse = Pulse(lambda: sidecar.flying)
-        self.metrics.registry.register(
-            Levels(lambda: sidecar.flying, settings.in_flight, self.audit)
-        )
+        self.pulse = Pulse(lambda: sidecar.gate.flying)
+        self.metrics.registry.register(Levels(sidecar.gate, self.audit, sidecar.breakers))
 
     @property
     def closed(self) -> bool:
@@ -143,18 +144,33 @@ def routes(sidecar: Sidecar) -> APIRouter:
 
 
 class Scoring(Concurrent):
-    """Detectors whose times are watched."""
+    """Detectors whose times are watched, and models of repairs and judges; all with breakers."""
 
-    def __init__(self, local: Local, watch: Watch) -> None:
+    def __init__(self, local: Tried, watch: Watch) -> None:
         super().__init__(local)
-        self.watch = watch
+        self.watch, self.breakers = watch, local.breakers
 
     async def score(self, detector: str, sample: Sample) -> Finding:
-        start = time.perf_counter()
+        breaker = self.breakers.find("detector", detector)
+        trial, start = breaker.admit(), time.perf_counter()
         try:
             return await super().score(detector, sample)
+        except asyncio.CancelledError:
+            breaker.leave(trial)
+            raise
         finally:
             self.watch.scored(detector, time.perf_counter() - start)
+
+    async def ask(self, name: str, model: AsyncModel, request: AnyRequest) -> Reply:
+        """The model's reply, under the name that the policy has for it."""
+        with self.breakers.find("model", name).asked():
+            return await model.agenerate(request)
+
+    async def read(self, name: str, model: AsyncModel, request: AnyRequest) -> AsyncPieces:
+        with self.breakers.find("model", name).asked():
+            async with aclosing(model.astream(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
 
 class Door:
