@@ -6,12 +6,14 @@ never anything that a caller or a model wrote. Times are in seconds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from mmguard.detect.hazards import HAZARDS
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 CATEGORIES = frozenset({*HAZARDS.values(), "harassment"})
+# Set by whoever starts several workers: prometheus_client's folder.
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
 STATES = ("closed", "trial", "open")
 # OpenAI's names of what a model read and wrote, and ours.
 TOKENS = (("prompt_tokens", "prompt"), ("completion_tokens", "completion"))
@@ -36,6 +40,7 @@ class Metrics:
 
     def __init__(self, categories: Callable[[], Collection[str]] = frozenset) -> None:
         self.registry, self.categories = CollectorRegistry(), categories
+        self.levels: Collector | None = None
         self.requests = self.count(
             "requests", "Requests under /v1", "route", "policy", "decision", "status"
         )
@@ -70,7 +75,19 @@ class Metrics:
         return Histogram(f"mmguard_{name}", told, labels, buckets=buckets, registry=self.registry)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        """With several workers: their counts together, and the levels of the one that answers."""
+        if SHARED not in os.environ:
+            return generate_latest(self.registry)
+        both = CollectorRegistry()
+        MultiProcessCollector(both)  # type: ignore[no-untyped-call]  # it has no types
+        if self.levels:
+            both.register(Own(self.levels))
+        return generate_latest(both)
+
+    def watch(self, levels: Collector) -> None:
+        """What is read when asked for."""
+        self.levels = levels
+        self.registry.register(levels)
 
     # -- what happened ----------------------------------------------------------
 
@@ -126,6 +143,19 @@ class Metrics:
         used = asdict(call.reply.usage)
         for _, kind in TOKENS:
             self.tokens.labels(call.stage, kind).inc(number(used, kind))
+
+
+class Own(Collector):
+    """Levels of one process among several, by its id."""
+
+    def __init__(self, levels: Collector) -> None:
+        self.levels = levels
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self.levels.collect():
+            own = {"worker": str(os.getpid())}
+            metric.samples = [s._replace(labels={**s.labels, **own}) for s in metric.samples]
+            yield metric
 
 
 class Levels(Collector):

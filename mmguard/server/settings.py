@@ -107,8 +107,9 @@ class Settings(Strict):
     `images` pictures; `pictures` says from where. Beside `in_flight` requests a `queue` of them
     waits, `queue_seconds` at the most. A request's `moderation` is answered by our detectors,
     or goes on to an upstream that knows it. Requests under way at SIGTERM have `drain_timeout`
-    to end. `breaker` says when a detector or a model of repairs that keeps failing is not asked
-    for a while. Times are in seconds, sizes in MiB.
+    to end. Each of several `workers` is a process with all of these limits. `breaker` says
+    when a detector or a model of repairs that keeps failing is not asked for a while. Times are
+    in seconds, sizes in MiB.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -122,6 +123,7 @@ class Settings(Strict):
     attach: tuple[Rule, ...] = ()
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8377
+    workers: Annotated[int, Field(ge=1)] = 1
     timeout: Annotated[float, Field(gt=0)] = 600
     detector_timeout: Annotated[float, Field(gt=0)] = 30
     upload_timeout: Annotated[float, Field(gt=0)] = 60

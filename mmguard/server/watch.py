@@ -52,7 +52,7 @@ class Watch:
         self.audit = Audit(settings.audit) if settings.audit.kept else None
         self.metrics = Metrics(lambda: named(sidecar.policies))
         self.pulse = Pulse(lambda: sidecar.gate.flying)
-        self.metrics.registry.register(Levels(sidecar.gate, self.audit, sidecar.breakers))
+        self.metrics.watch(Levels(sidecar.gate, self.audit, sidecar.breakers))
 
     @property
     def closed(self) -> bool:
