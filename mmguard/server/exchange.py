@@ -48,9 +48,11 @@ class Exchange:
         form: Form = CHAT,
         data: bytes | None = None,
     ) -> None:
-        self.upstream, self.body, self.request, self.form = upstream, body, request, form
+        self.upstream, self.request, self.form = upstream, request, form
         self.choices = wire.count(body)
         self.content = wire.dump(body) if data is None else data
+        # What was said, pictures among it, is in the content and in the request.
+        self.body = {name: value for name, value in body.items() if name != "messages"}
         self.answer: asyncio.Task[tuple[bytes, wire.Json]] | None = None
         self.wanted = asyncio.Event()
         self.readers = self.choices

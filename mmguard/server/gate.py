@@ -78,6 +78,7 @@ class Porter:
             return
         async with AsyncExitStack() as stack:
             app = self.app
+            stack.callback(self.sidecar.memory.ended)
             try:
                 self.sidecar.policy(Call(scope))
                 await stack.enter_async_context(self.sidecar.gate.room())

@@ -24,6 +24,7 @@ from mmguard.server.failures import Refused
 from mmguard.server.fetch import fetch
 from mmguard.server.gate import Gate
 from mmguard.server.intake import inline
+from mmguard.server.memory import Memory
 from mmguard.server.settings import Settings
 from mmguard.server.spans import open_tracing
 from mmguard.server.watch import Scoring, Watch
@@ -52,7 +53,7 @@ class Sidecar:
         self.detectors: dict[str, Detector] = dict(detectors or {})
         self.policies = self.load()
         self.gate = Gate(settings.in_flight, settings.queue, settings.queue_seconds)
-        self.breakers = Breakers(settings.breaker)
+        self.breakers, self.memory = Breakers(settings.breaker), Memory(self.gate)
         # What answers a POST, by its path.
         self.posts: dict[str, BaseRoute] = {}
         self.watch = Watch(self)
@@ -132,6 +133,7 @@ class Sidecar:
             if len(data) > limit:
                 told = f"the body has more than {self.settings.body_mib:g} MiB"
                 raise Refused(413, "invalid_request_error", told, code="body_too_large")
+        self.memory.took(len(data))
         return bytes(data)
 
     async def body(self, call: Call) -> wire.Json:
