@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,12 @@ def test_whatever_happens_a_part_that_works_again_is_asked_again(steps: list[str
 class Place:
     """A sidecar whose detector and upstream can be broken."""
 
-    def __init__(self, folder: Path, **policy: Any) -> None:
+    def __init__(self, folder: Path, failures: int = 3, **policy: Any) -> None:
         self.scored = self.repairs = 0
         self.broken: Exception | float | None = None
-        self.down = 0
+        self.down, self.slow = 0, 0.0
         harm = ScriptedDetector(self.score, name="harm", thresholds=WORDS)
-        breaker = {"failures": 3, "seconds": 10}
+        breaker = {"failures": failures, "seconds": 10}
         path = str(write_policy(folder, **policy))
         settings = {"upstream": "http://up/v1", "policy": path, "breaker": breaker}
         transport = httpx.MockTransport(self.answer)
@@ -168,6 +169,7 @@ class Place:
 
     def score(self, sample: Sample) -> float | Finding:
         self.scored += 1
+        time.sleep(self.slow)
         if isinstance(self.broken, Exception):
             raise self.broken
         if self.broken is not None:
@@ -193,10 +195,16 @@ class Place:
         return self.call("GET", path)
 
     def call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        async def play() -> httpx.Response:
+        return self.crowd(1, method, path, **more)[0]
+
+    def crowd(self, size: int, method: str, path: str, **more: Any) -> list[httpx.Response]:
+        """So many calls at once."""
+
+        async def play() -> list[httpx.Response]:
             transport = httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://side") as caller:
-                return await caller.request(method, path, **more)
+                calls = [caller.request(method, path, **more) for _ in range(size)]
+                return await asyncio.gather(*calls)
 
         return asyncio.run(play())
 
@@ -218,6 +226,16 @@ def test_a_detector_that_keeps_failing_is_not_asked(tmp_path: Path) -> None:
     assert place.send().status_code == 200
     assert place.get("/readyz").json()["open"] == []
     assert read(place.get("/metrics").text, "breaker_state", "name") == {}
+
+
+def test_those_who_wait_while_it_is_given_up_are_told_at_once(tmp_path: Path) -> None:
+    place = Place(tmp_path, failures=1)
+    place.broken = RuntimeError("boom")
+    place.slow = 0.1
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    answers = place.crowd(5, "POST", "/v1/chat/completions", json=body)
+    assert [answer.status_code for answer in answers] == [503] * 5
+    assert place.scored == 1
 
 
 def test_the_policy_says_what_its_failure_means(tmp_path: Path) -> None:

@@ -131,3 +131,31 @@ async def settled(upstream: Upstream, most: int) -> None:
         await asyncio.sleep(0 if i < 50 else 0.005)
         if upstream.open <= most and i > 20:
             return
+
+
+def test_a_call_that_is_left_in_a_handshake_keeps_no_connection() -> None:
+    """Nothing comes back: the connection is closed when the handshake has taken too long."""
+
+    async def play() -> None:
+        closed = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(4096):
+                pass
+            writer.close()
+            closed.set()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        model = OpenAIModel(f"https://127.0.0.1:{port}/v1", "m", timeout=0.4, verify=False)
+        task = asyncio.ensure_future(model.agenerate(ask()))
+        await asyncio.sleep(0.15)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await closed.wait()
+        await model.aclient.aclose()
+        model.close()
+        server.close()
+
+    asyncio.run(play())
