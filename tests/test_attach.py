@@ -175,7 +175,7 @@ def test_the_command_tells_which_and_why(tmp_path: Path) -> None:
     assert lines[0].startswith("audit@")
     assert lines[0].endswith("attach[1] fits (models: gpt-*, o?; routes: /v1/mess*)")
     assert lines[1:] == [
-        "  not keys.team has no policy of its own",
+        "  not keys.team: no policy of its own",
         "  not attach[0] (ecso): model 'gpt-5' is not gpt-4*",
     ]
 

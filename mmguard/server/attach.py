@@ -79,7 +79,7 @@ def choose(settings: Settings, key: str, model: str, route: str) -> Choice:
     if own and own.policy:
         return Choice(own.policy, f"keys.{key} has it as its own policy")
     if own:
-        missed.append(f"keys.{key} has no policy of its own")
+        missed.append(f"keys.{key}: no policy of its own")
     for i, rule in enumerate(settings.attach):
         misses = rule.misses(key, model, route)
         if not misses:
