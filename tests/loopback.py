@@ -12,9 +12,10 @@ import uvicorn
 
 
 @contextmanager
-def served(app: Any) -> Iterator[str]:
+def served(app: Any, **config: Any) -> Iterator[str]:
     """The server's URL, up to and with `/v1`."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    config = {"port": 0, "log_level": "error", "lifespan": "on", **config}
+    server = uvicorn.Server(uvicorn.Config(app, **config))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

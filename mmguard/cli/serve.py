@@ -65,8 +65,11 @@ def open_server(settings: Settings, app: FastAPI) -> Server:
     """A server of requests that ends in time when it is told to."""
     import uvicorn
 
+    from mmguard.server.heads import heads_within
+
     config = uvicorn.Config(
         app,
+        http=heads_within(settings.upload_timeout),
         host=settings.host,
         port=settings.port,
         log_level="warning",
