@@ -78,7 +78,9 @@ def make_app(
     for routes in ROUTES:
         router = routes(sidecar)
         app.include_router(router)
-        sidecar.posts |= {r.path: r for r in router.routes if isinstance(r, Route) and posted(r)}
+        if routes is not panel.routes:
+            found = (each for each in router.routes if isinstance(each, Route))
+            sidecar.posts |= {route.path: route for route in found if posted(route)}
 
     check_routes(settings.attach, sidecar.posts)
     for kind in (MmguardError, Exception):
@@ -99,7 +101,7 @@ def posted(route: Route) -> bool:
 def paths() -> list[str]:
     """Where something can be posted."""
     # Routers look at their sidecar when somebody asks.
-    routers = [routes(cast(Sidecar, None)) for routes in ROUTES]
+    routers = [routes(cast(Sidecar, None)) for routes in ROUTES if routes is not panel.routes]
     found = (route for router in routers for route in router.routes)
     return [route.path for route in found if isinstance(route, Route) and posted(route)]
 

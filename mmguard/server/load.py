@@ -25,7 +25,7 @@ async def tell_load(sidecar: Sidecar, reader: Reader | None, seconds: float) -> 
     """The figures of the last so many seconds, of those in `SPANS` the next longer."""
     span = next((span for span in SPANS if span >= seconds), SPANS[-1])
     pulse = sidecar.watch.pulse
-    now = {"flying": sidecar.flying, "limit": sidecar.settings.in_flight, "span": span}
+    now = {"flying": sidecar.gate.flying, "limit": sidecar.settings.in_flight, "span": span}
     if reader is None or span <= SECONDS * SLOTS:
         return now | remembered(pulse.since(span), span)
     return now | await kept(reader, span)

@@ -121,7 +121,7 @@ class Panel:
             counts = {name: getattr(audit, name) for name in ("written", "waiting", "lost")}
             kept = {"texts": how.texts, "pictures": how.pictures, "healthy": audit.healthy()}
             known["audit"] = counts | kept
-        flying = {"flying": self.sidecar.flying, "limit": settings.in_flight}
+        flying = {"flying": self.sidecar.gate.flying, "limit": settings.in_flight}
         local = {"key_needed": bool(settings.upstream and not settings.upstream_key)}
         choice = {"policies": trial.choices(self.sidecar), "policy": settings.policy}
         return answer(known | flying | local | choice)
