@@ -227,8 +227,8 @@ def test_an_upstream_that_refuses_is_told(tmp_path: Path) -> None:
 
 
 def test_the_playground_takes_room_too(tmp_path: Path) -> None:
-    served = sidecar(tmp_path, in_flight=1)
-    served.state.sidecar.flying = 1
+    served = sidecar(tmp_path, in_flight=1, queue=0)
+    asyncio.run(served.state.sidecar.gate.room().__aenter__())
     assert attempt(served).status_code == 429
 
 

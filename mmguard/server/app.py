@@ -78,11 +78,9 @@ def make_app(
     for routes in ROUTES:
         router = routes(sidecar)
         app.include_router(router)
-        if routes is not panel.routes:
-            found = (each for each in router.routes if isinstance(each, Route))
-            sidecar.posts |= {route.path: route for route in found if posted(route)}
+        sidecar.posts |= {r.path: r for r in router.routes if isinstance(r, Route) and posted(r)}
 
-    check_routes(settings.attach, sidecar.posts)
+    check_routes(settings.attach, paths())
     for kind in (MmguardError, Exception):
         app.add_exception_handler(kind, explain)
     app.add_exception_handler(ClientDisconnect, nobody)

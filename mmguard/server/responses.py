@@ -55,7 +55,9 @@ def routes(sidecar: Sidecar) -> APIRouter:
         sidecar.policy(call, talk.body)
         return await counted(sidecar, call, talk, "responses/input_tokens")
 
-    @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
+    @router.api_route(
+        "/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False
+    )
     async def stored(call: Call, rest: str) -> Response:
         sidecar.policy(call)
         told = "only new responses are served: what the upstream has stored would leave unchecked"
