@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -25,14 +24,11 @@ from mmguard.detect.windows import Window
 from mmguard.errors import InputError
 from mmguard.train.augment import dressed, undressed, vary
 from mmguard.train.encoder import Stages, gather, soup, train_encoder
-from mmguard.train.export import export, write_full
 from mmguard.train.made import Source, compose, cross, depict, make, refuse, shorten, taint
 from mmguard.train.measure import load_rows, measure
 from mmguard.train.mix import Example, bare, contrasts, example, examples, hazards, one_pass
 from mmguard.train.network import (
     HEADS,
-    Network,
-    collate,
     keep_layers,
     load_network,
     loss_of,
@@ -274,26 +270,6 @@ def window(length: int, seed: int) -> Window:
     )
 
 
-@pytest.fixture(scope="module")
-def pair(base: str) -> tuple[Network, Any]:
-    """A network, and its export at full precision."""
-    torch.manual_seed(1)
-    network, path = load_network(base).eval(), Path(base) / "full.onnx"
-    torch.nn.init.normal_(network.heads.weight)
-    write_full(network, path)
-    return network, ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-@given(st.integers(2, 60), st.integers(0, 99))
-@settings(deadline=None)
-def test_the_export_is_the_network(pair: tuple[Network, Any], length: int, seed: int) -> None:
-    (network, session), one = pair, window(length, seed)
-    with torch.no_grad():
-        wanted = network(*collate([one, window(64, seed)], "cpu"))[0].numpy()
-    fed = {"input_ids": np.array([one.ids]), "token_type_ids": np.array([one.types])}
-    assert np.abs(session.run(None, fed)[0][0] - wanted).max() < 1e-4
-
-
 def test_layers_are_kept_from_first_to_last(base: str) -> None:
     network = load_network(base)
     first, last = network.body.encoder.layer
@@ -393,13 +369,3 @@ def test_an_interrupted_run_ends_the_same(
     assert rest["ticks"] < whole["ticks"]
     same = [folder / "model.onnx" for folder in (out, tmp_path / "mine")]
     assert same[0].read_bytes() == same[1].read_bytes()
-
-
-def test_quantised_is_close(base: str) -> None:
-    network = load_network(base).eval()
-    session = ort.InferenceSession(export(network), providers=["CPUExecutionProvider"])
-    one = window(30, 0)
-    fed = {"input_ids": np.array([one.ids]), "token_type_ids": np.array([one.types])}
-    with torch.no_grad():
-        wanted = network(*collate([one], "cpu"))[0].numpy()
-    assert np.abs(session.run(None, fed)[0][0] - wanted).max() < 0.1
