@@ -27,6 +27,20 @@ def tell_machine(model: Any = None) -> dict[str, Any]:
     return facts if model is None else {**facts, **tell_model(model)}
 
 
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: those it is bound to, and a container's share of them.
+
+    `quota` is the control group's own account: microseconds of work in each so many, or max.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        work, _, period = quota.read_text(encoding="ascii").partition(" ")
+        share = int(work) / int(period)
+    except (OSError, ValueError):
+        return bound or 1
+    return max(1, min(bound or 1, int(share)))
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     try:

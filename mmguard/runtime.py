@@ -10,11 +10,20 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from mmguard.clock import Work, tame, within
+from mmguard.clock import Work, awithin, tame, within
 from mmguard.drive import AsyncPieces, Pieces
 from mmguard.errors import DeadlineError, DetectorError, LateDetector, UnknownName
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Waiting = Sequence[asyncio.Future[Any]]
 MAX_BATCH = 64
 
 
@@ -57,12 +67,18 @@ class Local:
         return [replace(reply, ms=ms) for reply in replies]
 
     def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
+        return within(self.timeout, lambda: self.find(detector, samples), self.late(detector))
+
+    def find(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
+        """`score` without a bound, for those who keep the time themselves."""
         found = lookup("detector", self.detectors, detector)
         start = time.perf_counter()
-        late = LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
-        findings = within(self.timeout, lambda: found.score(samples), late)
+        findings = found.score(samples)
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
+
+    def late(self, detector: str) -> LateDetector:
+        return LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
 
     def open(self, model: str, request: AnyRequest) -> Pieces:
         yield from lookup("model", self.models, model).stream(request)
@@ -104,15 +120,37 @@ class Concurrent:
 
     def lane(self, kind: str, name: str) -> Lane[Any, Any]:
         if (kind, name) not in self.lanes:
-            work = self.local.score if kind == "score" else self.local.generate
-            self.lanes[kind, name] = Lane(lambda items: work(name, items), self.batch)
+            if kind == "score":
+                # A detector that works row by row would let the first wait for the last.
+                most = getattr(self.local.detectors.get(name), "at_once", self.batch)
+                lane: Lane[Any, Any] = Lane(partial(self.scored, name), min(most, self.batch))
+            else:
+                lane = Lane(partial(self.generated, name), self.batch)
+            self.lanes[kind, name] = lane
         return self.lanes[kind, name]
+
+    async def scored(
+        self, name: str, samples: Sequence[Sample], waiting: Waiting
+    ) -> Sequence[Finding]:
+        # The bound is kept here and not by a second thread.
+        work = in_thread(lambda: self.local.find(name, samples), waiting)
+        return await awithin(self.local.timeout, work, self.local.late(name))
+
+    async def generated(
+        self, name: str, requests: Sequence[AnyRequest], waiting: Waiting
+    ) -> Sequence[Reply]:
+        return await in_thread(lambda: self.local.generate(name, requests), waiting)
 
 
 class Lane(Generic[Item, T]):
-    """One model or detector: a call at a time, with all that waits, up to `batch` items."""
+    """One model or detector: a call at a time, with all that waits, up to `batch` items.
 
-    def __init__(self, work: Callable[[Sequence[Item]], Sequence[T]], batch: int) -> None:
+    The call is told of the futures that wait for it.
+    """
+
+    def __init__(
+        self, work: Callable[[Sequence[Item], Waiting], Awaitable[Sequence[T]]], batch: int
+    ) -> None:
         self.work, self.batch = work, batch
         self.waiting: list[tuple[Item, asyncio.Future[T]]] = []
         self.running: asyncio.Task[None] | None = None
@@ -135,9 +173,7 @@ class Lane(Generic[Item, T]):
             return
         try:
             waiting = [future for _, future in members]
-            results = await in_thread(
-                lambda: list(self.work([item for item, _ in members])), waiting
-            )
+            results = list(await self.work([item for item, _ in members], waiting))
             if len(results) != len(members):
                 raise DetectorError(f"{len(results)} answers for {len(members)} rows")
         except Exception as exc:
@@ -154,7 +190,7 @@ class Lane(Generic[Item, T]):
                 future.set_result(result)
 
 
-async def in_thread(work: Callable[[], T], waiting: Sequence[asyncio.Future[Any]] = ()) -> T:
+async def in_thread(work: Callable[[], T], waiting: Waiting = ()) -> T:
     """Like `asyncio.to_thread`, in a daemon thread, which is told when nobody waits any more."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -284,7 +284,11 @@ class Guarded:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Anything that scores. `thresholds` maps `low`, `medium`, `high` to scores."""
+    """Anything that scores. `thresholds` maps `low`, `medium`, `high` to scores.
+
+    One that gains nothing from more rows in a call may say by a number `at_once` how many it
+    wants: under a server the others then wait for their turn, and not the first for the last.
+    """
 
     name: str
     thresholds: Mapping[str, float]

@@ -174,6 +174,33 @@ def test_concurrent_requests_share_batches() -> None:
     assert max(target.batches) > 1
 
 
+def test_the_first_does_not_wait_for_the_last() -> None:
+    """A detector that says how many rows it wants gets no more, in the order they came."""
+    calls: list[str] = []
+    told: dict[int, int] = {}
+
+    class Pairs(ScriptedDetector):
+        at_once = 2
+
+        def score(self, samples: Sequence[Sample]) -> list[Finding]:
+            calls.append("".join(sample.reply or "" for sample in samples))
+            return super().score(samples)
+
+    async def one(runtime: Concurrent, number: int) -> None:
+        finding = await runtime.score("pairs", Sample(ask("hi"), str(number)))
+        assert finding.score == number / 10
+        told[number] = len(calls)
+
+    async def together() -> None:
+        detector = Pairs(lambda sample: int(sample.reply or "") / 10)
+        runtime = Concurrent(Local({}, {"pairs": detector}))
+        await asyncio.gather(*(one(runtime, i) for i in range(7)))
+
+    asyncio.run(together())
+    assert calls == ["01", "23", "45", "6"]
+    assert told[0] < 4, "the first had to wait for all"
+
+
 def test_a_bad_row_fails_alone_on_a_loop() -> None:
     policy, runtime = make_world(target=Counting(picky))
 

@@ -7,16 +7,19 @@ import base64
 import json
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from mmguard.bench.encoder import bench_detector
 from mmguard.bundles import load_bundle, load_detector
-from mmguard.detect.encoder import EncoderDetector
+from mmguard.detect.encoder import MOST, EncoderDetector
 from mmguard.detect.hazards import HAZARDS
 from mmguard.errors import InputError
+from mmguard.machine import cores
 from mmguard.runtime import Concurrent, Local
 from mmguard.types import Finding, Sample
 from tests.world import ask
@@ -146,6 +149,34 @@ def test_many_at_once_are_scored_as_alone(detector: EncoderDetector) -> None:
 
     found = asyncio.run(together())
     assert [f.score for f in found] == [detector.score([s])[0].score for s in samples]
+
+
+def test_threads_score_as_one_alone(detector: EncoderDetector) -> None:
+    """Callers at once, each with texts of several windows, on a detector of three threads."""
+    made = EncoderDetector(NAME, detector.thresholds, detector.session, detector.parts, 3)
+    rows = [
+        [Sample(ask(f"{ASKED} {n}"), (PLAIN * (4 * i + 1) + HACK)[: 700 * i + 90]) for i in order]
+        for n, order in enumerate(((0, 1, 2), (2, 0), (1, 0, 2), (2, 1)))
+    ]
+    with ThreadPoolExecutor(len(rows)) as callers:
+        together = list(callers.map(made.score, rows))
+    alone = EncoderDetector(NAME, detector.thresholds, detector.session, detector.parts)
+    assert together == [[alone.score([sample])[0] for sample in row] for row in rows]
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("3", 3), ("", min(cores(), MOST))])
+def test_it_uses_the_cores_it_may(monkeypatch: pytest.MonkeyPatch, wanted: str, found: int) -> None:
+    monkeypatch.setenv("MMGUARD_THREADS", wanted)
+    assert load_detector(NAME).at_once == found  # type: ignore[attr-defined]
+
+
+def test_cores_are_those_of_the_container(tmp_path: Path) -> None:
+    quota, free = tmp_path / "cpu.max", cores(tmp_path / "none")
+    for told, share in (("max 100000", free), ("50000 100000", 1), ("100000 100000", 1)):
+        quota.write_text(told + "\n", encoding="ascii")
+        assert cores(quota) == share
+    quota.write_text(f"{(free + 3) * 1000} 1000\n", encoding="ascii")
+    assert cores(quota) == free
 
 
 def test_equal_bundles_share_a_session(detector: EncoderDetector) -> None:

@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 from mmguard.detect.windows import Shape, Window, clean, decoded
 from mmguard.detect.wording import Wording, read_wording
 from mmguard.errors import BundleError
+from mmguard.machine import cores
 from mmguard.types import Finding, Sample
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     Logits = NDArray[np.float32]
 
 THREADS = "MMGUARD_THREADS"
+# Without that, all cores that the process may use, but no more than these.
+MOST = 4
 CACHE = 8192
 SESSIONS: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
 OPENING = Lock()
@@ -114,8 +117,9 @@ class Scores:
 class EncoderDetector:
     """Scores samples with the ONNX network of one bundle; safe to call from many threads.
 
-    `threads` windows are run at once, each on one core. A stream costs one window a check:
-    windows that were full before are found in the cache by their content.
+    `threads` windows are run at once, each on one core: of one text, or of `at_once` texts
+    that came together; more than that only wait for one another. A stream costs one window a
+    check: windows that were full before are found in the cache by their content.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class EncoderDetector:
     ) -> None:
         self.name, self.thresholds = name, thresholds
         self.session, self.parts, self.cache = session, parts, Scores()
+        self.at_once = threads
         self.pool = ThreadPoolExecutor(threads, f"mmguard-{name}") if threads > 1 else None
 
     def score(self, samples: Sequence[Sample]) -> list[Finding]:
@@ -246,7 +251,7 @@ def read_parts(bundle: Bundle) -> Parts:
 
 
 def threads_of(bundle: Bundle) -> int:
-    wanted = os.environ.get(THREADS) or str(bundle.settings.get("threads", 1))
+    wanted = os.environ.get(THREADS) or str(bundle.settings.get("threads") or min(cores(), MOST))
     if not wanted.isdigit() or int(wanted) < 1:
         raise BundleError(f"{THREADS} is {wanted!r}: give the number of cores to score on")
     return int(wanted)
