@@ -121,9 +121,10 @@ class Concurrent:
     def lane(self, kind: str, name: str) -> Lane[Any, Any]:
         if (kind, name) not in self.lanes:
             if kind == "score":
-                # A detector that works row by row would let the first wait for the last.
-                most = getattr(self.local.detectors.get(name), "at_once", self.batch)
-                lane: Lane[Any, Any] = Lane(partial(self.scored, name), min(most, self.batch))
+                # In a batch of one that works row by row the first would wait for the last.
+                calls = getattr(self.local.detectors.get(name), "at_once", None)
+                size = 1 if calls else self.batch
+                lane: Lane[Any, Any] = Lane(partial(self.scored, name), size, calls or 1)
             else:
                 lane = Lane(partial(self.generated, name), self.batch)
             self.lanes[kind, name] = lane
@@ -143,23 +144,27 @@ class Concurrent:
 
 
 class Lane(Generic[Item, T]):
-    """One model or detector: a call at a time, with all that waits, up to `batch` items.
+    """One model or detector: `calls` at a time, with all that waits, up to `batch` items each.
 
-    The call is told of the futures that wait for it.
+    A call is told of the futures that wait for it.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Item], Waiting], Awaitable[Sequence[T]]], batch: int
+        self,
+        work: Callable[[Sequence[Item], Waiting], Awaitable[Sequence[T]]],
+        batch: int,
+        calls: int = 1,
     ) -> None:
-        self.work, self.batch = work, batch
+        self.work, self.batch, self.calls = work, batch, calls
         self.waiting: list[tuple[Item, asyncio.Future[T]]] = []
-        self.running: asyncio.Task[None] | None = None
+        self.running: list[asyncio.Task[None]] = []
 
     async def submit(self, item: Item) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.waiting.append((item, future))
-        if self.running is None or self.running.done():
-            self.running = asyncio.create_task(self.drain())
+        self.running = [task for task in self.running if not task.done()]
+        if len(self.running) < self.calls:
+            self.running.append(asyncio.create_task(self.drain()))
         return await future
 
     async def drain(self) -> None:

@@ -286,8 +286,8 @@ class Guarded:
 class Detector(Protocol):
     """Anything that scores. `thresholds` maps `low`, `medium`, `high` to scores.
 
-    One that gains nothing from more rows in a call may say by a number `at_once` how many it
-    wants: under a server the others then wait for their turn, and not the first for the last.
+    One that gains nothing from several rows in a call may say by a number `at_once` how many
+    calls it takes at the same time: a server then makes these, a row each, and no batches.
     """
 
     name: str

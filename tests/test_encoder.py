@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,9 +25,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from mmguard.bundles import load_detector
 from mmguard.detect.encoder import EncoderDetector, Parts, Scale
 from mmguard.detect.linear import BITS, Head, fold, hash_words
+from mmguard.detect.turns import Turns
 from mmguard.detect.windows import Shape, Window
 from mmguard.detect.wording import Wording
 from mmguard.errors import BundleError
+from mmguard.runtime import Concurrent, Local
 from mmguard.train.linear import pack
 from mmguard.types import Finding, Sample
 from tests.world import ask
@@ -226,6 +233,95 @@ def test_threads_work_at_once() -> None:
     detector.session.run = meet
     found = detector.score([Sample(ask("how"), reply) for reply in ("bad", "good")])
     assert [finding.label for finding in found] == ["harmful", "safe"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("reply", ["bad", "bad " + "good " * 40])
+def test_a_long_text_holds_up_nobody(threads: int, reply: str) -> None:
+    """On one core too: a short text that comes later has its answer long before the long one."""
+    detector, begun, seen = make(threads), threading.Event(), 0
+    inner = detector.session.run
+
+    def run(outputs: None, fed: Mapping[str, Any]) -> list[Any]:
+        nonlocal seen
+        seen += 1
+        begun.set()
+        time.sleep(0.001)
+        found: list[Any] = inner(outputs, fed)
+        return found
+
+    async def short(runtime: Concurrent) -> int:
+        await asyncio.to_thread(begun.wait, 20)
+        assert (await runtime.score("fake", Sample(ask("how"), reply))).label == "harmful"
+        return seen
+
+    async def both() -> int:
+        runtime = Concurrent(Local({}, {"fake": detector}))
+        text = " ".join(Random(0).choices(("good", "sorry", "worse"), k=2000))
+        long = runtime.score("fake", Sample(ask("how"), text))
+        return (await asyncio.gather(long, short(runtime)))[1]
+
+    detector.session.run = run
+    early = asyncio.run(both())
+    assert early < seen / 2
+
+
+@given(st.integers(1, 4), st.integers(1, 9))
+@settings(deadline=None, max_examples=20)
+def test_turns_are_kept_in_order(count: int, threads: int) -> None:
+    """No more than `count` are inside; nobody is lost, however they come and fail."""
+    turns, now, most = Turns(count), 0, 0
+    counting = threading.Lock()
+
+    def work(number: int) -> None:
+        nonlocal now, most
+        for _ in range(5):
+            with suppress(KeyError), turns:
+                with counting:
+                    now += 1
+                    most = max(most, now)
+                time.sleep(0)
+                with counting:
+                    now -= 1
+                if number % 3 == 0:
+                    raise KeyError
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    assert 1 <= most <= count
+    assert (turns.free, len(turns.waiting)) == (count, 0)
+
+
+def test_a_turn_that_was_given_up_is_passed_on() -> None:
+    turns = Turns(1)
+    waits, comes = threading.Lock(), threading.Lock()
+    with turns:
+        turns.waiting.extend((waits, comes))
+        turns.give_up(waits)
+        assert list(turns.waiting) == [comes]
+        comes.acquire()
+    # It came to `comes`, which is interrupted only now.
+    assert (turns.free, len(turns.waiting)) == (0, 0)
+    turns.give_up(comes)
+    assert turns.free == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_window_that_fails_fails_its_text(threads: int) -> None:
+    detector = make(threads)
+    inner = detector.session.run
+
+    def run(outputs: None, fed: Mapping[str, Any]) -> list[Any]:
+        if WORDS.index("worse") in fed["input_ids"]:
+            raise IndexError("not of this network")
+        found: list[Any] = inner(outputs, fed)
+        return found
+
+    detector.session.run = run
+    with pytest.raises(IndexError, match="not of this network"):
+        find(detector, "how", " ".join(["good"] * 100 + ["worse"] + ["good"] * 100))
+    assert find(detector, "how", "bad " * 100).label == "harmful"
+    assert detector.turns.free == threads
 
 
 def test_scales_make_probabilities() -> None:

@@ -10,7 +10,7 @@ each window too and have a share in its logit: it knows words where the network 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from mmguard.detect.turns import Turns
 from mmguard.detect.windows import Shape, Window, clean, decoded
 from mmguard.detect.wording import Wording, read_wording
 from mmguard.errors import BundleError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 THREADS = "MMGUARD_THREADS"
 # Without that, all cores that the process may use, but no more than these.
 MOST = 4
+# Texts that a server may hand over at once: windows take turns, so a long one holds up nobody.
+CALLS = 8
 CACHE = 8192
 SESSIONS: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
 OPENING = Lock()
@@ -117,9 +120,9 @@ class Scores:
 class EncoderDetector:
     """Scores samples with the ONNX network of one bundle; safe to call from many threads.
 
-    `threads` windows are run at once, each on one core: of one text, or of `at_once` texts
-    that came together; more than that only wait for one another. A stream costs one window a
-    check: windows that were full before are found in the cache by their content.
+    `threads` windows are run at once, each on one core, whether of one text or of several
+    callers' texts. A stream costs one window a check: windows that were full before are found
+    in the cache by their content.
     """
 
     def __init__(
@@ -132,8 +135,8 @@ class EncoderDetector:
     ) -> None:
         self.name, self.thresholds = name, thresholds
         self.session, self.parts, self.cache = session, parts, Scores()
-        self.at_once = threads
-        self.pool = ThreadPoolExecutor(threads, f"mmguard-{name}") if threads > 1 else None
+        self.threads, self.at_once, self.turns = threads, max(threads, CALLS), Turns(threads)
+        self.pool = ThreadPoolExecutor(threads - 1, f"mmguard-{name}") if threads > 1 else None
 
     def score(self, samples: Sequence[Sample]) -> list[Finding]:
         windows = [self.parts.windows(sample) for sample in samples]
@@ -146,13 +149,36 @@ class EncoderDetector:
     def read(self, windows: Mapping[bytes, Window]) -> dict[bytes, Logits]:
         """The logits of windows, from the cache where it has them."""
         found = {key: self.cache.get(key) for key in windows}
-        fresh = [key for key, logits in found.items() if logits is None]
-        over = map if self.pool is None or len(fresh) < 2 else self.pool.map
-        made = over(self.run, [windows[key] for key in fresh])
-        for key, logits in zip(fresh, made, strict=True):
+        fresh = {key: windows[key] for key, logits in found.items() if logits is None}
+        for key, logits in self.run_all(fresh).items():
             self.cache.put(key, logits)
             found[key] = logits
         return {key: logits for key, logits in found.items() if logits is not None}
+
+    def run_all(self, windows: Mapping[bytes, Window]) -> dict[bytes, Logits]:
+        """Each window's logits, made by this thread and by those of the pool that are free."""
+        todo = deque(windows.items())
+        made: dict[bytes, Logits] = {}
+
+        def work() -> None:
+            while todo:
+                try:
+                    key, window = todo.popleft()
+                except IndexError:
+                    return
+                made[key] = self.run(window)
+
+        more = min(self.threads, len(windows)) - 1
+        helpers = [self.pool.submit(work) for _ in range(more)] if self.pool else []
+        try:
+            work()
+            for helper in helpers:
+                # One that has not begun is busy with another text, and not waited for.
+                if not helper.cancel():
+                    helper.result()
+        finally:
+            todo.clear()
+        return made
 
     def run(self, window: Window) -> Logits:
         """The heads' logits, and the wording's after them if there is one."""
@@ -162,7 +188,8 @@ class EncoderDetector:
             "input_ids": np.array([window.ids], np.int64),
             "token_type_ids": np.array([window.types], np.int64),
         }
-        logits: Logits = self.session.run(None, fed)[0][0]
+        with self.turns:
+            logits: Logits = self.session.run(None, fed)[0][0]
         if (wording := self.parts.wording) is None:
             return logits
         return np.append(logits, np.float32(wording.read(window, self.parts.tokenizer)))

@@ -136,8 +136,9 @@ def choose(detector: EncoderDetector, rows: Sequence[Row]) -> EncoderDetector:
 def refit(detector: EncoderDetector, **changes: Any) -> EncoderDetector:
     """The same network, and what it has read, under other settings."""
     parts = replace(detector.parts, **changes)
-    made = EncoderDetector(detector.name, detector.thresholds, detector.session, parts)
-    made.cache, made.pool = detector.cache, detector.pool
+    threads = detector.threads
+    made = EncoderDetector(detector.name, detector.thresholds, detector.session, parts, threads)
+    made.cache = detector.cache
     return made
 
 
