@@ -10,20 +10,11 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from mmguard.clock import Work, awithin, tame, within
+from mmguard.clock import Work, tame, within
 from mmguard.drive import AsyncPieces, Pieces
 from mmguard.errors import DeadlineError, DetectorError, LateDetector, UnknownName
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
@@ -33,7 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-Waiting = Sequence[asyncio.Future[Any]]
 MAX_BATCH = 64
 
 
@@ -67,18 +57,12 @@ class Local:
         return [replace(reply, ms=ms) for reply in replies]
 
     def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
-        return within(self.timeout, lambda: self.find(detector, samples), self.late(detector))
-
-    def find(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
-        """`score` without a bound, for those who keep the time themselves."""
         found = lookup("detector", self.detectors, detector)
         start = time.perf_counter()
-        findings = found.score(samples)
+        late = LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
+        findings = within(self.timeout, lambda: found.score(samples), late)
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
-
-    def late(self, detector: str) -> LateDetector:
-        return LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
 
     def open(self, model: str, request: AnyRequest) -> Pieces:
         yield from lookup("model", self.models, model).stream(request)
@@ -120,40 +104,20 @@ class Concurrent:
 
     def lane(self, kind: str, name: str) -> Lane[Any, Any]:
         if (kind, name) not in self.lanes:
-            if kind == "score":
-                # In a batch of one that works row by row the first would wait for the last.
-                calls = getattr(self.local.detectors.get(name), "at_once", None)
-                size = 1 if calls else self.batch
-                lane: Lane[Any, Any] = Lane(partial(self.scored, name), size, calls or 1)
-            else:
-                lane = Lane(partial(self.generated, name), self.batch)
-            self.lanes[kind, name] = lane
+            work = self.local.score if kind == "score" else self.local.generate
+            found = self.local.detectors.get(name) if kind == "score" else None
+            # In a batch of one that works row by row the first would wait for the last.
+            calls = getattr(found, "at_once", None)
+            size = 1 if calls else self.batch
+            self.lanes[kind, name] = Lane(lambda items: work(name, items), size, calls or 1)
         return self.lanes[kind, name]
-
-    async def scored(
-        self, name: str, samples: Sequence[Sample], waiting: Waiting
-    ) -> Sequence[Finding]:
-        # The bound is kept here and not by a second thread.
-        work = in_thread(lambda: self.local.find(name, samples), waiting)
-        return await awithin(self.local.timeout, work, self.local.late(name))
-
-    async def generated(
-        self, name: str, requests: Sequence[AnyRequest], waiting: Waiting
-    ) -> Sequence[Reply]:
-        return await in_thread(lambda: self.local.generate(name, requests), waiting)
 
 
 class Lane(Generic[Item, T]):
-    """One model or detector: `calls` at a time, with all that waits, up to `batch` items each.
-
-    A call is told of the futures that wait for it.
-    """
+    """One model or detector: `calls` at a time, with all that waits, up to `batch` items each."""
 
     def __init__(
-        self,
-        work: Callable[[Sequence[Item], Waiting], Awaitable[Sequence[T]]],
-        batch: int,
-        calls: int = 1,
+        self, work: Callable[[Sequence[Item]], Sequence[T]], batch: int, calls: int = 1
     ) -> None:
         self.work, self.batch, self.calls = work, batch, calls
         self.waiting: list[tuple[Item, asyncio.Future[T]]] = []
@@ -178,7 +142,9 @@ class Lane(Generic[Item, T]):
             return
         try:
             waiting = [future for _, future in members]
-            results = list(await self.work([item for item, _ in members], waiting))
+            results = await in_thread(
+                lambda: list(self.work([item for item, _ in members])), waiting
+            )
             if len(results) != len(members):
                 raise DetectorError(f"{len(results)} answers for {len(members)} rows")
         except Exception as exc:
@@ -195,7 +161,7 @@ class Lane(Generic[Item, T]):
                 future.set_result(result)
 
 
-async def in_thread(work: Callable[[], T], waiting: Waiting = ()) -> T:
+async def in_thread(work: Callable[[], T], waiting: Sequence[asyncio.Future[Any]] = ()) -> T:
     """Like `asyncio.to_thread`, in a daemon thread, which is told when nobody waits any more."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
