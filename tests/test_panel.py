@@ -228,7 +228,7 @@ def test_an_upstream_that_refuses_is_told(tmp_path: Path) -> None:
 
 def test_the_playground_takes_room_too(tmp_path: Path) -> None:
     served = sidecar(tmp_path, in_flight=1, queue=0)
-    asyncio.run(served.state.sidecar.gate.room().__aenter__())
+    served.state.sidecar.gate.places = asyncio.Semaphore(0)
     assert attempt(served).status_code == 429
 
 

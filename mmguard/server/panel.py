@@ -53,8 +53,8 @@ def routes(sidecar: Sidecar) -> APIRouter:
     for place, name in FILES.items():
         router.add_api_route(f"/ui{place}", Asset(FOLDER / name).serve)
     panel = Panel(sidecar)
-    router.include_router(asked(panel))
-    router.include_router(trial.routes(sidecar, panel.operator))
+    # Side by side, so that whoever admits requests sees each of them.
+    router.routes += asked(panel).routes + trial.routes(sidecar, panel.operator).routes
     return router
 
 
