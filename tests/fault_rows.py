@@ -193,4 +193,36 @@ ROWS: Mapping[str, Row] = {
         "content_filter",
     ),
     "text beside a message": Row(says(choices(choice(BAD, text=BAD))), 200, None, "content_filter"),
+    "text beside an equal name": Row(
+        speaks(
+            event({**delta(0, BAD), "content": "fine"}) + event(delta(0, "", "stop")) + DONE,
+            whole=choices({**choice(BAD), "content": "fine"}),
+        ),
+        200,
+        200,
+        "content_filter",
+    ),
+    "text in pieces beside a delta": Row(
+        speaks(
+            *(
+                event({"index": 0, "delta": {"content": "x"}, "content": text})
+                for text in (BAD[:-1], BAD[-1])
+            ),
+            event(delta(0, "", "stop")) + DONE,
+        ),
+        None,
+        200,
+        "content_filter",
+    ),
+    "text in pieces beside no delta": Row(
+        speaks(
+            event({"index": 0, "delta": None, "content": BAD[:-1]}),
+            event(delta(0, "x")),
+            event({"index": 0, "delta": None, "content": BAD[-1]}),
+            event(delta(0, "", "stop")) + DONE,
+        ),
+        None,
+        200,
+        "content_filter",
+    ),
 }

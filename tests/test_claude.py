@@ -338,6 +338,15 @@ def test_a_chat_s_answer_is_no_message(tmp_path: Path) -> None:
     assert answer.json()["error"]["type"] == "api_error"
 
 
+@pytest.mark.parametrize("block", [{}, {"content_block": None}, {"content_block": "x"}])
+def test_a_block_of_nothing_is_no_crash(block: Json, tmp_path: Path) -> None:
+    odd = event("content_block_start", index=0, **block)
+    events = stream(talk("fine")).replace(event("ping"), odd)
+    answer = post(says(events), write_policy(tmp_path, **WINDOW), stream=True)
+    assert answer.status_code == 200
+    assert answer.content == events
+
+
 # -- the record ---------------------------------------------------------------
 
 

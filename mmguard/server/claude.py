@@ -179,7 +179,8 @@ class Speaker(Turn):
         match event:
             case {"type": "content_block_start", "index": int(index)}:
                 self.place, self.next = index, index + 1
-                self.is_text = event["content_block"].get("type") == "text"
+                block = event.get("content_block")
+                self.is_text = isinstance(block, dict) and block.get("type") == "text"
             case {"type": "content_block_stop"}:
                 self.place = -1
 

@@ -51,14 +51,24 @@ def message(choice: Choice) -> Choice | None:
     """What a choice says: its message, and whatever a server puts beside it."""
     beside = dict(speaking(choice))
     said = beside.pop("message", None)
-    return {**said, **beside} if isinstance(said, Mapping) else None
+    return join(said, beside) if isinstance(said, Mapping) else None
+
+
+def join(said: Choice, beside: Choice) -> Choice:
+    """Both; what stands beside under a name of its own, lest a field hide its namesake."""
+    if not beside:
+        return said
+    name = "beside"
+    while name in said:
+        name += "_"
+    return {**said, name: beside}
 
 
 def fragment(choice: Choice) -> Choice:
     """What a chunk says of its choice: the delta, and whatever a server sends beside it."""
     beside = dict(speaking(choice))
     delta = beside.pop("delta", None)
-    return {**delta, **beside} if isinstance(delta, Mapping) else beside
+    return join(delta if isinstance(delta, Mapping) else {}, beside)
 
 
 CHAT = Form(
