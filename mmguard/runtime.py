@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from mmguard.clock import Work, tame, within
+from mmguard.clock import Work, awithin, tame, within
 from mmguard.drive import AsyncPieces, Pieces
 from mmguard.errors import DeadlineError, DetectorError, LateDetector, UnknownName
 from mmguard.types import AnyRequest, Detector, Finding, Model, Reply, Sample
@@ -57,12 +57,18 @@ class Local:
         return [replace(reply, ms=ms) for reply in replies]
 
     def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
+        return within(self.timeout, lambda: self.rate(detector, samples), self.late(detector))
+
+    def rate(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
+        """`score` for as long as it takes."""
         found = lookup("detector", self.detectors, detector)
         start = time.perf_counter()
-        late = LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
-        findings = within(self.timeout, lambda: found.score(samples), late)
+        findings = found.score(samples)
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
+
+    def late(self, detector: str) -> LateDetector:
+        return LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
 
     def open(self, model: str, request: AnyRequest) -> Pieces:
         yield from lookup("model", self.models, model).stream(request)
@@ -92,6 +98,8 @@ class Concurrent:
         return replace(reply, ms=(time.perf_counter() - start) * 1e3)
 
     async def score(self, detector: str, sample: Sample) -> Finding:
+        if quick(self.local.detectors.get(detector), sample):
+            return self.local.rate(detector, [sample])[0]
         start = time.perf_counter()
         finding: Finding = await self.lane("score", detector).submit(sample)
         return replace(finding, ms=(time.perf_counter() - start) * 1e3)
@@ -104,13 +112,23 @@ class Concurrent:
 
     def lane(self, kind: str, name: str) -> Lane[Any, Any]:
         if (kind, name) not in self.lanes:
-            work = self.local.score if kind == "score" else self.local.generate
-            found = self.local.detectors.get(name) if kind == "score" else None
-            # In a batch of one that works row by row the first would wait for the last.
-            calls = getattr(found, "at_once", None)
-            size = 1 if calls else self.batch
-            self.lanes[kind, name] = Lane(lambda items: work(name, items), size, calls or 1)
+            local = self.local
+            lane: Lane[Any, Any] = Lane(lambda items: local.generate(name, items), self.batch)
+            if kind == "score":
+                # In a batch of one that works row by row the first would wait for the last.
+                calls = getattr(local.detectors.get(name), "at_once", None)
+                size = 1 if calls else self.batch
+                lane = Lane(lambda items: local.rate(name, items), size, calls or 1)
+                # The loop keeps the time: in the thread it would take another thread.
+                lane.seconds, lane.late = local.timeout, lambda: local.late(name)
+            self.lanes[kind, name] = lane
         return self.lanes[kind, name]
+
+
+def quick(detector: Detector | None, sample: Sample) -> bool:
+    """Whether a detector is done with this before a thread would have begun."""
+    size = getattr(detector, "quick", 0)
+    return size > 0 and len(sample.request.text if sample.reply is None else sample.reply) <= size
 
 
 class Lane(Generic[Item, T]):
@@ -120,6 +138,8 @@ class Lane(Generic[Item, T]):
         self, work: Callable[[Sequence[Item]], Sequence[T]], batch: int, calls: int = 1
     ) -> None:
         self.work, self.batch, self.calls = work, batch, calls
+        self.seconds: float | None = None
+        self.late: Callable[[], Exception] = DeadlineError
         self.waiting: list[tuple[Item, asyncio.Future[T]]] = []
         self.running: list[asyncio.Task[None]] = []
 
@@ -142,9 +162,8 @@ class Lane(Generic[Item, T]):
             return
         try:
             waiting = [future for _, future in members]
-            results = await in_thread(
-                lambda: list(self.work([item for item, _ in members])), waiting
-            )
+            work = in_thread(lambda: list(self.work([item for item, _ in members])), waiting)
+            results = await awithin(self.seconds, work, self.late())
             if len(results) != len(members):
                 raise DetectorError(f"{len(results)} answers for {len(members)} rows")
         except Exception as exc:

@@ -79,6 +79,9 @@ def compile_entry(entry: Entry) -> Rule:
 class PhraseDetector:
     """The highest weight among the phrases that a text holds."""
 
+    # Characters that take about as long as a thread takes to start.
+    quick = 4096
+
     def __init__(self, name: str, thresholds: Mapping[str, float], rules: Sequence[Rule]) -> None:
         self.name, self.thresholds = name, thresholds
         self.sides = {
