@@ -111,8 +111,8 @@ class Upstream:
         return not fault
 
 
-async def serve_upstream() -> None:
-    server = await asyncio.start_server(Upstream().serve, "127.0.0.1", 0, limit=2**24)
+async def serve_upstream(upstream: Upstream) -> None:
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, limit=2**24)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -151,7 +151,7 @@ def main(kind: str, *rest: str) -> None:
     starts: dict[str, Callable[..., None]] = {"sidecar": serve_sidecar}
     if kind == "upstream":
         with asyncio.Runner() as runner:
-            runner.run(serve_upstream())
+            runner.run(serve_upstream(Upstream()))
     else:
         starts[kind](*rest)
 

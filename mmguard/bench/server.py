@@ -10,6 +10,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -32,6 +33,7 @@ POLICIES = ("off", "phrases", "balanced")
 PHRASES = {"name": "phrases", "output": [{"detector": "phrases", "action": "block"}], "repair": []}
 # KiB of the picture in a body; none in the first.
 BODIES = (0, 200, 2048)
+CHAT = "/v1/chat/completions"
 CLIENT = "asyncio streams, one open connection a worker"
 
 
@@ -61,6 +63,7 @@ class Tally:
 
     times: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    cpu: float = 0.0
     leaks: int = 0
     failed: int = 0
 
@@ -70,10 +73,19 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A server on loopback."""
+    """A server on loopback, and where and how it wants to be asked."""
 
     port: int
     pid: int
+    path: str = CHAT
+
+    def dress(self, body: bytes) -> bytes:
+        """A request's body as this server wants it."""
+        return body
+
+    def sound(self, answer: bytes, stream: bool) -> bool:
+        """Whether an answer of status 200 came to its end."""
+        return answer.endswith(b"]\n\n" if stream else b"}")
 
     def memory(self) -> float | None:
         """MiB in use, where the system tells it."""
@@ -84,6 +96,16 @@ class Process:
         found = next(line for line in lines if line.startswith("VmRSS"))
         return round(int(found.split()[1]) / 1024, 1)
 
+    def cpu(self) -> float:
+        """Seconds of processor time used so far, where the system tells them, else 0."""
+        try:
+            told = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return 0.0
+        # After the name, which may hold anything: the 14th field and the 15th.
+        user, system = told.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def files(self) -> int | None:
         """Open file descriptors, where the system tells them."""
         try:
@@ -93,9 +115,9 @@ class Process:
 
 
 @contextmanager
-def started(*words: str) -> Iterator[Process]:
-    """One of `bench_host`'s processes."""
-    command = [sys.executable, "-m", "mmguard.bench.host", *words]
+def started(*words: str, module: str = "mmguard.bench.host") -> Iterator[Process]:
+    """One of a module's processes, which prints its port."""
+    command = [sys.executable, "-m", module, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         try:
@@ -107,9 +129,15 @@ def started(*words: str) -> Iterator[Process]:
 def open_arms(stack: ExitStack, policies: Sequence[str]) -> dict[str, Process]:
     """The upstream itself, and a sidecar before it under each policy."""
     upstream = stack.enter_context(started("upstream"))
+    return {DIRECT: upstream, **open_sidecars(stack, upstream, policies)}
+
+
+def open_sidecars(
+    stack: ExitStack, upstream: Process, policies: Sequence[str]
+) -> dict[str, Process]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     (folder / "phrases.yaml").write_text(json.dumps(PHRASES), encoding="utf-8")
-    arms, url = {DIRECT: upstream}, f"http://127.0.0.1:{upstream.port}/v1"
+    arms, url = {}, f"http://127.0.0.1:{upstream.port}/v1"
     for name in policies:
         policy = str(folder / "phrases.yaml") if name == "phrases" else name
         arms[name] = stack.enter_context(started("sidecar", url, policy))
@@ -148,9 +176,7 @@ class Connection:
         self.port = port
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(
-        self, body: bytes, path: str = "/v1/chat/completions", method: str = "POST"
-    ) -> tuple[int, bytes]:
+    async def ask(self, body: bytes, path: str = CHAT, method: str = "POST") -> tuple[int, bytes]:
         """Status and body."""
         if self.streams is None:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port, limit=2**24)
@@ -159,6 +185,14 @@ class Connection:
         writer.write(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
         return await read_answer(reader)
+
+    async def answer(self, body: bytes, path: str) -> tuple[int, bytes]:
+        """As `ask`; of status 0 where the answer broke off."""
+        try:
+            return await self.ask(body, path)
+        except (OSError, asyncio.IncompleteReadError, ValueError):
+            self.close()
+            return 0, b""
 
     def close(self) -> None:
         if self.streams:
@@ -188,15 +222,20 @@ class Run:
         self.plans, self.arms = plans, arms
         self.cells = [Cell(*one) for one in product(plans.bodies, (False, True), plans.concurrency)]
         self.bodies = {(b, s): write_body(b, s) for b, s in product(plans.bodies, (False, True))}
-        self.tallies = {(cell, arm): Tally() for cell, arm in product(self.cells, arms)}
         self.start: dict[str, float | None] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing is counted yet."""
+        self.tallies = {(cell, arm): Tally() for cell, arm in product(self.cells, self.arms)}
 
     async def warm(self) -> None:
         """A few requests of each kind for each arm, not counted."""
         for body, arm in product(self.bodies.values(), self.arms):
-            connection = Connection(self.arms[arm].port)
+            place = self.arms[arm]
+            connection = Connection(place.port)
             for _ in range(3):
-                await connection.ask(body)
+                await connection.answer(place.dress(body), place.path)
             connection.close()
         self.start = {arm: process.memory() for arm, process in self.arms.items()}
 
@@ -208,22 +247,22 @@ class Run:
                 await self.load(cell, arm)
 
     async def load(self, cell: Cell, arm: str) -> None:
-        tally, begun = self.tallies[cell, arm], time.perf_counter()
+        tally, spent, begun = self.tallies[cell, arm], self.arms[arm].cpu(), time.perf_counter()
         end = begun + self.plans.seconds
         await asyncio.gather(*(self.work(cell, arm, end) for _ in range(cell.workers)))
         tally.seconds += time.perf_counter() - begun
+        tally.cpu += self.arms[arm].cpu() - spent
 
     async def work(self, cell: Cell, arm: str, end: float) -> None:
         """One worker's requests, the next as soon as the last is answered, one at least."""
-        tally, body = self.tallies[cell, arm], self.bodies[cell.body, cell.stream]
-        connection, going = Connection(self.arms[arm].port), True
+        tally, place = self.tallies[cell, arm], self.arms[arm]
+        body = place.dress(self.bodies[cell.body, cell.stream])
+        connection, going = Connection(place.port), True
         while going:
             begun = time.perf_counter()
-            status, answer = await connection.ask(body)
+            status, answer = await connection.answer(body, place.path)
             tally.times.append(time.perf_counter() - begun)
-            tally.failed += status != 200 or not answer.endswith(
-                b"}" if not cell.stream else b"]\n\n"
-            )
+            tally.failed += status != 200 or not place.sound(answer, cell.stream)
             going = time.perf_counter() < end
         connection.close()
 
@@ -285,6 +324,7 @@ def tell_cell(run: Run, cell: Cell, arm: str) -> dict[str, Any]:
         "failed": ours.failed,
         **found,
         **{f"added_{name}": round(found[name] - direct[name], 3) for name in found},
+        "cpu_ms": round(ours.cpu / len(ours.times) * 1e3, 3),
         "per_s": round(rate, 1),
         "rate_ratio": round(rate / most, 4),
     }

@@ -1,0 +1,1 @@
+"""What is measured and tried beside the tests: other products on the same traffic, and fuzzing."""
