@@ -8,7 +8,8 @@ import pytest
 
 from mmguard.bench.host import ANSWER, BANNED, FINE, HARM
 from mmguard.bench.server import Plans, bench_server, noise, quantiles, spoken
-from mmguard.bench.soak import bench_soak
+from mmguard.bench.soak import bench_soak, grown
+from mmguard.cli.bench import spell_growth
 
 
 def test_figures_of_every_arm_and_kind_of_traffic() -> None:
@@ -26,10 +27,26 @@ def test_figures_of_every_arm_and_kind_of_traffic() -> None:
 def test_a_soak_leaves_nothing_behind() -> None:
     made = asyncio.run(bench_soak(200, 8, "phrases"))
     assert made["leaked"] == 0
-    assert sum(made["answers"].values()) == 200
+    assert sum(made["answers"].values()) == made["requests"] == 200
+    assert made["grown"]["tasks"] == 0
     assert {stage["in_flight"] for stage in made["held"]} == {0}
     assert made["held"][0]["tasks"] == made["held"][-1]["tasks"]
     assert set(made["answers"]) <= {"200", "400", "500", "502", "left"}
+
+
+def test_a_soak_ends_when_its_time_does() -> None:
+    made = asyncio.run(bench_soak(10**6, 2, "off", 0.02))
+    assert 0 < made["requests"] < 10**6
+    assert made["seconds"] < 60
+
+
+def test_what_has_grown_is_told() -> None:
+    held = {"memory_mib": 50.0, "files": 10, "tasks": 3}
+    more = {"memory_mib": 55.0, "files": 12, "tasks": 3}
+    assert grown([held, more]) == {"memory": 0.1, "files": 2, "tasks": 0}
+    nothing = {"memory_mib": None, "files": None, "tasks": 3}
+    assert grown([nothing, nothing]) == {"tasks": 0}
+    assert spell_growth(grown([held, more])) == "memory +10.0%, files +2, tasks +0"
 
 
 def test_answers_are_read_whole_and_in_pieces() -> None:

@@ -1,15 +1,18 @@
 """Whether a sidecar keeps what it should give back: many requests, faults among them.
 
-What it holds is read three times, when nothing is in flight: after a tenth of the requests,
-halfway, and at the end.
+What it holds is read three times, when nothing is in flight: after a tenth of the requests
+or of the time, halfway, and at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,6 +31,7 @@ class Soak:
     def __init__(self, process: Process, seed: int = 0) -> None:
         self.process, self.random = process, random.Random(seed)
         self.answers, self.leaked, self.left = Counter[str](), 0, 0
+        self.end = math.inf
         self.bodies = {
             (kind, stream): write_body(size, stream, kind)
             for kind in KINDS
@@ -35,15 +39,15 @@ class Soak:
             for size in (20 if kind == "mock" else 0,)
         }
 
-    async def play(self, requests: int, workers: int) -> dict[str, Any]:
-        """These requests, and what the sidecar holds after them."""
-        self.left = requests
+    async def play(self, requests: int, workers: int, seconds: float) -> dict[str, Any]:
+        """So many requests, or as many as the time allows, and what the sidecar holds then."""
+        self.left, self.end = requests, time.monotonic() + seconds
         await asyncio.gather(*(self.work() for _ in range(workers)))
         return await self.held()
 
     async def work(self) -> None:
         connection = Connection(self.process.port)
-        while self.left > 0:
+        while self.left > 0 and time.monotonic() < self.end:
             self.left -= 1
             kind = self.random.choices(list(KINDS), list(KINDS.values()))[0]
             self.answers[await self.ask(connection, kind)] += 1
@@ -76,20 +80,39 @@ class Soak:
         return {"memory_mib": memory, "files": files, "tasks": tasks, "in_flight": flying}
 
 
-async def bench_soak(requests: int, workers: int, policy: str) -> dict[str, Any]:
+# Of the requests and of the time: to warm up, to halfway, to the end.
+SHARES = (0.1, 0.4, 0.5)
+
+
+async def bench_soak(
+    requests: int, workers: int, policy: str, minutes: float = math.inf
+) -> dict[str, Any]:
     """The report, ready for JSON."""
+    start = time.monotonic()
     with ExitStack() as stack:
         arms = open_arms(stack, (policy,))
         soak = Soak(next(process for name, process in arms.items() if name != DIRECT))
-        warm, half = requests // 10, requests // 2
-        parts = (warm, half - warm, requests - half)
-        held = [await soak.play(part, workers) for part in parts]
+        held = [
+            await soak.play(round(requests * share), workers, minutes * 60 * share)
+            for share in SHARES
+        ]
         return {
-            "requests": requests,
+            "requests": soak.answers.total(),
+            "seconds": round(time.monotonic() - start, 1),
             "workers": workers,
             "policy": policy,
             "held": held,
+            "grown": grown(held),
             "answers": dict(soak.answers.most_common()),
             "leaked": soak.leaked,
             "machine": tell_machine(),
         }
+
+
+def grown(held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What there is more of at the end than after warming up; of memory, as a share."""
+    first, last = held[0], held[-1]
+    more = {name: last[name] - first[name] for name in ("files", "tasks") if last[name] is not None}
+    if last["memory_mib"] is None:
+        return more
+    return {"memory": round(last["memory_mib"] / first["memory_mib"] - 1, 4), **more}

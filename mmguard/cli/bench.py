@@ -203,22 +203,34 @@ def soak(
     requests: Annotated[int, typer.Option(min=100, help="Faults among them.")] = 5000,
     workers: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     policy: Annotated[str, typer.Option(help="phrases, a preset or a policy file.")] = "phrases",
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="Fewer requests, if there is no time for all.")
+    ] = 60,
     to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Whether a sidecar under faults keeps memory, files or tasks, and whether harm gets out."""
     from mmguard.bench.soak import bench_soak
 
     with busy("soaking"):
-        made = asyncio.run(bench_soak(requests, workers, policy))
+        made = asyncio.run(bench_soak(requests, workers, policy, minutes))
     if to:
         to.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     columns = ("held", "after warm-up", "halfway", "at the end")
     lines = ((name, *(stage[name] for stage in made["held"])) for name in made["held"][0])
-    tabulate(f"{made['requests']} requests by {made['policy']}", columns, lines)
+    title = f"{made['requests']} requests by {made['policy']} in {made['seconds']:.0f} s"
+    tabulate(title, columns, lines)
+    out.print(escape(f"grown since warm-up: {spell_growth(made['grown'])}"), soft_wrap=True)
     out.print(
         escape(f"answers: {spell(made['answers'])}; leaked: {made['leaked']}"), soft_wrap=True
     )
     out.print(escape(tell_facts(made["machine"])), soft_wrap=True)
+
+
+def spell_growth(grown: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:+.1%}" if name == "memory" else f"{name} {value:+}"
+        for name, value in grown.items()
+    )
 
 
 def tell_facts(machine: Mapping[str, Any]) -> str:
