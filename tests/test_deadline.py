@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -13,12 +13,12 @@ import pytest
 from mmguard import drive, guard
 from mmguard.asks import Ask, Flow, Generate, Score, Together, bound, generate, together
 from mmguard.clock import Work, awithin, within
-from mmguard.errors import DeadlineError
+from mmguard.errors import DeadlineError, LateDetector
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel
 from mmguard.runtime import Concurrent, Local
 from mmguard.types import AnyRequest, Finding, Guarded, Reply, Sample
 from tests.chats import adapt, caught, seen
-from tests.world import BAD, SEEN, ask, harm_detector, make_policy, make_world, words
+from tests.world import BAD, SEEN, WORDS, ask, harm_detector, make_policy, make_world, words
 
 ONE = Generate("target", ask("one"))
 TWO = Score("harm", Sample(ask("two")))
@@ -256,3 +256,44 @@ def test_a_model_works_on_for_whoever_still_waits() -> None:
         return await second
 
     assert asyncio.run(stay()).text == model.generate([seen(max_tokens=40)])[0].text
+
+
+class Where:
+    """A detector that tells in which threads it was asked, and takes its time."""
+
+    name, quick = "where", 4
+    thresholds: Mapping[str, float] = WORDS
+
+    def __init__(self, seconds: float = 0) -> None:
+        self.seconds, self.threads = seconds, list[threading.Thread]()
+
+    def score(self, samples: Sequence[Sample]) -> list[Finding]:
+        self.threads.append(threading.current_thread())
+        time.sleep(self.seconds)
+        return [Finding(self.name, 0.1) for _ in samples]
+
+
+def rate(detector: Where, *texts: str, timeout: float | None = None) -> list[Any]:
+    async def score() -> list[Any]:
+        runtime = Concurrent(Local({}, {"where": detector}, timeout=timeout))
+        samples = [Sample(ask(), text) for text in texts]
+        asked = (runtime.score("where", sample) for sample in samples)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    return asyncio.run(score())
+
+
+def test_what_is_quick_is_done_where_it_stands() -> None:
+    detector = Where()
+    found = rate(detector, "abcd", "", "abcde", timeout=5)
+    assert [finding.score for finding in found] == [0.1] * 3
+    here = threading.current_thread()
+    assert [thread is here for thread in detector.threads] == [True, True, False]
+
+
+def test_a_late_detector_holds_up_neither_the_loop_nor_the_next() -> None:
+    detector, start = Where(0.5), time.monotonic()
+    first, second = rate(detector, "abcde", "fghij", timeout=0.05)
+    assert isinstance(first, LateDetector)
+    assert isinstance(second, LateDetector)
+    assert time.monotonic() - start < 0.45
