@@ -338,6 +338,13 @@ def test_a_chat_s_answer_is_no_message(tmp_path: Path) -> None:
     assert answer.json()["error"]["type"] == "api_error"
 
 
+def test_no_field_of_a_delta_hides_another(tmp_path: Path) -> None:
+    delta = {"type": "input_json_delta", "partial_json": BAD, "input": "fine"}
+    answer = post(says(stream((TOOL, [delta]))), write_policy(tmp_path), stream=True)
+    assert BAD not in answer.text
+    assert "refusal" in answer.text
+
+
 @pytest.mark.parametrize("block", [{}, {"content_block": None}, {"content_block": "x"}])
 def test_a_block_of_nothing_is_no_crash(block: Json, tmp_path: Path) -> None:
     odd = event("content_block_start", index=0, **block)

@@ -205,7 +205,9 @@ def hear(event: Mapping[str, Any]) -> Json:
     if kind == "content_block_start":
         return {"content": {index: quiet(event.get("content_block"))}}
     if kind == "content_block_delta" and isinstance(delta, Mapping):
-        return {"content": {index: {DELTAS.get(k, k): v for k, v in quiet(delta).items()}}}
+        said = quiet(delta)
+        names = {k: v for k, v in DELTAS.items() if v not in said}
+        return {"content": {index: {names.get(k, k): v for k, v in said.items()}}}
     if isinstance(delta, Mapping):
         return speaking({**event, "delta": speaking(delta)})
     return speaking(event)
