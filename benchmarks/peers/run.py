@@ -41,7 +41,10 @@ async def compare(names: Sequence[str], plans: Plans, root: Path) -> Json:
         losses = {arm: await probe.losses() for arm, probe in probes.items()}
         run = Run(plans, arms)
         await run.warm()
-        rounds = [await play(run, number) for number in range(plans.rounds)]
+        rounds = []
+        for number in range(plans.rounds):
+            rounds.append(await play(run, number))
+            print(f"round {number + 1} of {plans.rounds}", file=sys.stderr)
         cells = [tell(rounds, cell, arm) for cell in run.cells for arm in arms]
         return {
             "plans": asdict(plans),
