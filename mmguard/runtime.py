@@ -67,6 +67,9 @@ class Local:
         ms = (time.perf_counter() - start) * 1e3
         return [replace(finding, ms=ms) for finding in findings]
 
+    def overdue(self, detector: str) -> None:
+        """A call of it took too long: for whoever counts."""
+
     def late(self, detector: str) -> LateDetector:
         return LateDetector(f"detector {detector!r} took longer than {self.timeout} s")
 
@@ -121,6 +124,7 @@ class Concurrent:
                 lane = Lane(lambda items: local.rate(name, items), size, calls or 1)
                 # The loop keeps the time: in the thread it would take another thread.
                 lane.seconds, lane.late = local.timeout, lambda: local.late(name)
+                lane.overdue = lambda: local.overdue(name)
             self.lanes[kind, name] = lane
         return self.lanes[kind, name]
 
@@ -140,6 +144,7 @@ class Lane(Generic[Item, T]):
         self.work, self.batch, self.calls = work, batch, calls
         self.seconds: float | None = None
         self.late: Callable[[], Exception] = DeadlineError
+        self.overdue: Callable[[], object] = lambda: None
         self.waiting: list[tuple[Item, asyncio.Future[T]]] = []
         self.running: list[asyncio.Task[None]] = []
 
@@ -161,11 +166,7 @@ class Lane(Generic[Item, T]):
         if not members:
             return
         try:
-            waiting = [future for _, future in members]
-            work = in_thread(lambda: list(self.work([item for item, _ in members])), waiting)
-            results = await awithin(self.seconds, work, self.late())
-            if len(results) != len(members):
-                raise DetectorError(f"{len(results)} answers for {len(members)} rows")
+            results = await self.call(members)
         except Exception as exc:
             if len(members) > 1 and not isinstance(exc, DeadlineError):
                 for member in members:
@@ -178,6 +179,20 @@ class Lane(Generic[Item, T]):
         for (_, future), result in zip(members, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+    async def call(self, members: Sequence[tuple[Item, asyncio.Future[T]]]) -> list[T]:
+        """One call for all of them, in time."""
+        waiting, late = [future for _, future in members], self.late()
+        work = in_thread(lambda: list(self.work([item for item, _ in members])), waiting)
+        try:
+            results = await awithin(self.seconds, work, late)
+        except Exception as exc:
+            if exc is late:
+                self.overdue()
+            raise
+        if len(results) != len(members):
+            raise DetectorError(f"{len(results)} answers for {len(members)} rows")
+        return results
 
 
 async def in_thread(work: Callable[[], T], waiting: Sequence[asyncio.Future[Any]] = ()) -> T:

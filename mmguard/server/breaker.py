@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mmguard.clock import abandoned
 from mmguard.errors import DetectorError, MmguardError, ModelError
 from mmguard.fields import Strict
 from mmguard.runtime import Local
@@ -141,19 +142,25 @@ class Tried(Local):
         super().__init__({}, detectors, timeout=timeout)
         self.breakers = breakers
 
-    def score(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
+    def rate(self, detector: str, samples: Sequence[Sample]) -> Sequence[Finding]:
         breaker = self.breakers.find("detector", detector)
         if breaker.state == "open":
             # Whoever was waiting when it was given up.
             raise breaker.error()
         try:
-            found = super().score(detector, samples)
+            found = super().rate(detector, samples)
         except BaseException:
             breaker.fail()
             raise
+        if abandoned():
+            # It came too late, which has been counted.
+            return found
         sound = len(found) == len(samples) and any(map(is_sound, found))
         breaker.succeed() if sound else breaker.fail()
         return found
+
+    def overdue(self, detector: str) -> None:
+        self.breakers.find("detector", detector).fail()
 
 
 def is_sound(finding: Finding) -> bool:
