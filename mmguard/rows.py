@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -15,7 +18,7 @@ from typing import Any, TextIO, cast
 from mmguard.asks import Score
 from mmguard.drive import call
 from mmguard.errors import InputError
-from mmguard.media import load_image
+from mmguard.media import Fetch, load_image
 from mmguard.runtime import Local
 from mmguard.types import Detector, Finding, Message, Part, Request, Sample, Text
 
@@ -110,3 +113,27 @@ def count_rows(path: Path) -> int:
     """How many rows `read_rows` will give."""
     with open_text(path) as lines:
         return sum(1 for line in lines if line.strip())
+
+
+@contextmanager
+def open_images(path: Path) -> Iterator[Fetch]:
+    """What reads a picture's bytes by its name, from a folder or a tar.
+
+    Raises `InputError` for what is neither.
+    """
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+        return
+    try:
+        archive = tarfile.open(path)  # noqa: SIM115  # closed below
+    except (OSError, tarfile.TarError) as exc:
+        raise InputError(f"{path} is no folder and no tar of pictures: {exc}") from exc
+    with archive:
+        yield partial(extract, archive)
+
+
+def extract(archive: tarfile.TarFile, name: str) -> bytes:
+    member = archive.extractfile(name)
+    if member is None:
+        raise KeyError(name)
+    return member.read()

@@ -11,7 +11,19 @@ import sys
 import typer
 from rich.markup import escape
 
-from mmguard.cli import audit, bench, chat, check, evals, explain, lists, serve, streams, train
+from mmguard.cli import (
+    audit,
+    bench,
+    chat,
+    check,
+    evals,
+    explain,
+    generate,
+    lists,
+    serve,
+    streams,
+    train,
+)
 from mmguard.cli.console import err
 from mmguard.errors import MmguardError
 
@@ -20,6 +32,8 @@ app = typer.Typer(help="Safety middleware for multimodal language models.", **QU
 for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibrate, serve.serve):
     app.command()(command)
 app.command()(audit.audit)
+app.command()(generate.generate)
+app.command()(generate.export)
 evals.evals.command()(streams.streams)
 lists.policies.command()(explain.explain)
 app.add_typer(lists.policies, name="policies")

@@ -7,11 +7,9 @@ does not hear looks at the drafts and at what left.
 from __future__ import annotations
 
 import random
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +20,10 @@ import numpy as np
 from mmguard.errors import DetectorError, ImageError, InputError
 from mmguard.evals.intervals import DRAWS, LEVEL, clopper_pearson
 from mmguard.evals.rows import Place, read_label, read_lines, read_text
-from mmguard.media import load_image
+from mmguard.media import Fetch, load_image
 from mmguard.models.scripted import ScriptedModel
 from mmguard.policy import Policy
-from mmguard.rows import Row
+from mmguard.rows import Row, open_images as open_images
 from mmguard.types import (
     AnyRequest,
     Detector,
@@ -45,7 +43,6 @@ Captions = Literal["own", "oracle"]
 CAPTIONS: tuple[Captions, ...] = ("own", "oracle")
 ORACLE = "oracle"
 KINDS = ("harmful", "harmless")
-Fetch = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,30 +125,6 @@ def draw_probes(probes: Sequence[Probe], setup: Setup) -> tuple[list[Probe], int
         size = len(own) if setup.limit is None else min(setup.limit, len(own))
         drawn += picks.sample(own, size)
     return sorted(drawn, key=lambda probe: probe.place.number), len(probes) - len(fit)
-
-
-@contextmanager
-def open_images(path: Path) -> Iterator[Fetch]:
-    """What reads a picture's bytes by its name, from a folder or a tar.
-
-    Raises `InputError` for what is neither.
-    """
-    if path.is_dir():
-        yield lambda name: (path / name).read_bytes()
-        return
-    try:
-        archive = tarfile.open(path)  # noqa: SIM115  # closed below
-    except (OSError, tarfile.TarError) as exc:
-        raise InputError(f"{path} is no folder and no tar of pictures: {exc}") from exc
-    with archive:
-        yield partial(extract, archive)
-
-
-def extract(archive: tarfile.TarFile, name: str) -> bytes:
-    member = archive.extractfile(name)
-    if member is None:
-        raise KeyError(name)
-    return member.read()
 
 
 def ask(probe: Probe, fetch: Fetch, tokens: int) -> Request:
