@@ -162,14 +162,7 @@ def test_fifty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     lives = json.loads(told)
     assert lives == sorted(lives)
     assert len(set(lives)) > 5, "too few lives wrote anything"
-    found, plain = (
-        [
-            json.loads(line)
-            for path in sorted((tmp_path / name / "rows").iterdir())
-            for line in path.open()
-        ]
-        for name in ("out", "plain")
-    )
+    found, plain = (list(read_made(tmp_path / name)) for name in ("out", "plain"))
     assert [row["number"] for row in found] == list(range(1, 401))
     keep = ("id", "messages", "answer", "action", "step", "facts")
     assert [[r[k] for k in keep] for r in found] == [[r[k] for k in keep] for r in plain]

@@ -67,12 +67,16 @@ class Once:
 
     def __call__(self, row: Row) -> str:
         pictures = [picture["sha256"] for picture in row["pictures"]]
-        text = SPACE.sub(" ", "\0".join([words(row), row["answer"], *pictures])).strip().lower()
-        name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        told = "\0".join([even(words(row)), even(row["answer"]), *pictures])
+        name = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
         if name in self.seen:
             return "said before"
         self.seen.add(name)
         return ""
+
+
+def even(text: str) -> str:
+    return SPACE.sub(" ", text).strip().lower()
 
 
 class Refusals:
