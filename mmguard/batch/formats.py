@@ -63,11 +63,11 @@ def part(each: Row) -> Record:
     """A part without its picture, which stands in the column `images`."""
     if each["type"] == "image":
         return {"type": "image", "text": None}
-    return {"type": "text", "text": each["text"]}
+    return {"type": "text", "text": plain(each["text"])}
 
 
 def said(text: str) -> Record:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    return {"role": "assistant", "content": [{"type": "text", "text": plain(text)}]}
 
 
 def paths(row: Row) -> list[str]:
@@ -83,7 +83,7 @@ def marked(content: Sequence[Row]) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without what a trainer would take for a picture."""
+    """The text without what a trainer or a processor would take for a picture."""
     return text.replace(MARK, "(image)")
 
 
@@ -138,7 +138,9 @@ def located(row: Row) -> list[Record]:
 
 
 def locate(each: Row) -> Record:
-    return {"type": "image", "path": each["image"]} if each["type"] == "image" else dict(each)
+    if each["type"] == "image":
+        return {"type": "image", "path": each["image"]}
+    return part(each)
 
 
 def lmflow(row: Row) -> Iterator[Record]:

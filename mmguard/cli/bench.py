@@ -235,3 +235,32 @@ def spell_growth(grown: Mapping[str, Any]) -> str:
 
 def tell_facts(machine: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} {value}" for name, value in machine.items())
+
+
+@bench.command("generate")
+def time_jobs(
+    rows: Annotated[int, typer.Option(min=1, help="Of one job.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 48,
+    size: Annotated[
+        list[int] | None, typer.Option(help="Rows a batch; may be given often.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="The median is over these.")] = 3,
+    to: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """Rows a second of a batch job, beside the same model unguarded and guarded row by row."""
+    from mmguard.bench.generate import Plans, bench_generate
+
+    sizes = tuple(size or Plans().sizes)
+    with busy("measuring"):
+        made = bench_generate(Plans(rows, tokens, sizes, rounds))
+    if to:
+        to.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    for kind, speeds in made["speeds"].items():
+        ratios = made["ratios"][kind]
+        lines = (
+            (name, f"{speed['per_s']:.2f}", *ratios.get(name, {"": "", "-": ""}).values())
+            for name, speed in speeds.items()
+        )
+        columns = ("arm, rows a batch", "rows/s", "to unguarded", "to the loop")
+        tabulate(f"{kind} rows", columns, lines)
+    out.print(escape(tell_facts(made["machine"])), soft_wrap=True)
