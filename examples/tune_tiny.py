@@ -1,7 +1,7 @@
-"""Tune a tiny vision-language model of random weights on what `mmguard export` wrote, with TRL.
+"""Tune a tiny vision-language model of random weights on a job's exports, with TRL.
 
     mmguard generate examples/prompts.jsonl --out made
-    mmguard export made --format trl-sft --format trl-dpo --parquet
+    mmguard generate export made --format trl-sft --format trl-dpo --parquet
     python examples/tune_tiny.py made/export
 
 For a real model, load it where `make_llava` is called, and take more than two steps.
@@ -29,7 +29,9 @@ USUAL: dict[str, Any] = {
 def tune(folder: Path, steps: int = 2) -> dict[str, float]:
     """Supervised steps, then preference steps where there are preferences; the losses of both."""
     import datasets
-    import trl
+    import trl as library
+
+    trl: Any = library
 
     found = {}
     for name, trainer, config in (

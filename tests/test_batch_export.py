@@ -58,9 +58,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def write(made: Path, out: Path, name: str, parquet: bool = False) -> list[dict[str, Any]]:
+def write(made: Path, out: Path, name: str, parquet: bool = False) -> Any:
     [found] = export(made, out, [name], [curate.whole], parquet)
     file = out / name / "train.jsonl"
+    rows: Any
     if file.is_file():
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     else:
@@ -211,7 +212,16 @@ def test_an_export_replaces_itself_and_nothing_else(made: Path, tmp_path: Path) 
 
 
 def test_the_command_writes_every_format(made: Path, tmp_path: Path) -> None:
-    arguments = ["export", str(made), "--out", str(tmp_path), "--json", "--refusals", "0.5"]
+    arguments = [
+        "generate",
+        "export",
+        str(made),
+        "--out",
+        str(tmp_path),
+        "--json",
+        "--refusals",
+        "0.5",
+    ]
     result = CliRunner().invoke(app, arguments)
     found = json.loads(result.stdout)
     assert set(found) == set(FORMATS)

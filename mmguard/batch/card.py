@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 ABOUT = """\
 # {name}
 
-{records} records of {rows} rows in the format `{name}`, made by `mmguard generate` and
-`mmguard export` (mmguard {version}). A model answered each prompt; what the checks of a policy
+{records} records of {rows} rows in the format `{name}`, made by `mmguard generate` and its
+`export` (mmguard {version}). A model answered each prompt; what the checks of a policy
 found harmful was answered again, rewritten or refused, and the new answer had to pass the same
 checks.
 

@@ -32,14 +32,13 @@ app = typer.Typer(help="Safety middleware for multimodal language models.", **QU
 for command in (chat.demo, chat.chat, check.check, lists.detectors, evals.calibrate, serve.serve):
     app.command()(command)
 app.command()(audit.audit)
-app.command()(generate.generate)
-app.command()(generate.export)
 evals.evals.command()(streams.streams)
 lists.policies.command()(explain.explain)
 app.add_typer(lists.policies, name="policies")
 app.add_typer(train.train, name="train")
 app.add_typer(bench.bench, name="bench")
 app.add_typer(evals.evals, name="eval")
+app.add_typer(generate.jobs, name="generate")
 
 
 def main() -> None:

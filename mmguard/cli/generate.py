@@ -10,15 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 from mmguard.cli.console import Json, ModelName, PolicyName, Served, busy, err, show, tabulate
 
 if TYPE_CHECKING:
     from threading import Event
 
+
+class Jobs(TyperGroup):
+    """`mmguard generate INPUT` is `mmguard generate run INPUT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+jobs = typer.Typer(
+    cls=Jobs, no_args_is_help=True, help="Safe training data from prompts and pictures."
+)
 Made = Annotated[Path, typer.Argument(help="The folder that mmguard generate wrote.")]
 
 
+@jobs.command("run")
 def generate(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="JSONL, JSON, CSV, Parquet, or a folder.")
@@ -43,7 +58,7 @@ def generate(
     licence: Annotated[str, typer.Option("--license", help="Of rows that name none.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Answer every row under a policy, into a folder of rows that mmguard export reads.
+    """Answer every row under a policy, into a folder of rows; `run` may be left out.
 
     The same command goes on where it stopped; Ctrl-C ends what is under way first.
     """
@@ -113,6 +128,7 @@ def total(source: Path, limit: int | None) -> int | None:
     return min(count_rows(source), limit or 2**62)
 
 
+@jobs.command()
 def export(
     job: Made,
     to: Annotated[
@@ -154,3 +170,22 @@ def export(
 
 def tell(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {why}" for why, count in sorted(counts.items()))
+
+
+@jobs.command()
+def report(
+    job: Made,
+    out: Annotated[Path | None, typer.Option(help="By default `report.html` in it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decisions, scores before and after, costs and examples of a job, as a page."""
+    from mmguard.batch.report import render, tally
+
+    with busy("reading"):
+        made = tally(job)
+        page = out or job / "report.html"
+        page.write_text(render(job, made), encoding="utf-8")
+    if as_json:
+        show(made.report())
+    else:
+        err.print(f"report: {page}", soft_wrap=True)

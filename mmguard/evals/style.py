@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from string import Template
 
-PAGE = Template("""<!doctype html>
+# A page's beginning, up to its body.
+HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <style>
 :root { color-scheme: light dark; --paper: #fbfbfa; --card: #fff; --ink: #1b1d22; --soft: #5c6270;
   --line: #dfe1e6; --harm: #c2410c; --safe: #0f766e; --accent: #4338ca; --faint: #767c89; }
@@ -28,7 +30,7 @@ ul, ol { padding: 0; margin: 0; list-style: none; }
 .value { font-size: 1.9rem; font-weight: 650; font-variant-numeric: tabular-nums; line-height: 1.3; }
 .strip { display: block; width: 100%; height: 8px; margin: .1rem 0 .3rem; }
 .track { fill: var(--line); } .span { fill: var(--accent); opacity: .55; } .mark { fill: var(--ink); }
-.charts { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+.charts { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
 figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1rem; align-items: baseline; margin-bottom: .4rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .82rem; color: var(--soft); }
 .legend li::before { content: ""; display: inline-block; width: 1.1em; height: 3px; margin-right: .4em;
@@ -57,9 +59,15 @@ summary { cursor: pointer; color: var(--soft); font-size: .88rem; } dt { color: 
 dd { margin: 0 0 .5rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 footer { margin-top: 2.4rem; border-top: 1px solid var(--line); padding-top: 1rem; color: var(--soft);
   font-size: .88rem; } code { overflow-wrap: anywhere; }
+.pictures { display: flex; flex-wrap: wrap; gap: .5rem; margin: .4rem 0; }
+.pictures img { max-width: 100%; height: 110px; border-radius: 6px; border: 1px solid var(--line); }
+.veiled { filter: blur(14px); transition: filter .15s; } .veiled:hover, .veiled:focus { filter: none; }
 @media print { details { display: none; } }
 </style></head><body>
-<header><h1>$detector</h1><p class="lead">$lead</p></header>
+"""
+PAGE = Template(
+    HEAD
+    + """<header><h1>$detector</h1><p class="lead">$lead</p></header>
 <main>$notes
 <ul class="cards">$cards</ul>
 <h2>Curves</h2><div class="charts">$charts</div>
@@ -70,4 +78,5 @@ $categories
 $worst</main>
 <footer>$method</footer>
 </body></html>
-""")
+"""
+)
