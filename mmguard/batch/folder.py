@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
@@ -30,7 +31,7 @@ class Folder:
     """
 
     def __init__(self, path: Path, facts: Facts, shard: int = SHARD) -> None:
-        self.path, self.shard, self.seen = path, shard, Seen()
+        self.path, self.shard, self.seen, self.synced = path, shard, Seen(), 0.0
         (path / "rows").mkdir(parents=True, exist_ok=True)
         (path / "pictures").mkdir(exist_ok=True)
         self.lock = (path / "lock").open("w")
@@ -65,7 +66,7 @@ class Folder:
         return FileIO(self.path / "rows" / f"{number:05}.jsonl", "a")
 
     def add(self, rows: Iterable[Facts]) -> None:
-        """Rows that are new, each once. They are on the disk when this returns."""
+        """Rows that are new, each once. A kill cannot undo them; a power cut the last second's."""
         for row in rows:
             if row["id"] in self.seen:
                 continue
@@ -75,7 +76,9 @@ class Folder:
             self.write(dump({"id": row["id"], **row}))
             self.seen.add(row["id"])
             self.count += 1
-        os.fsync(self.open.fileno())
+        if (now := time.monotonic()) > self.synced + 1:
+            os.fsync(self.open.fileno())
+            self.synced = now
 
     def turn(self) -> None:
         """The next shard."""
@@ -111,6 +114,7 @@ class Folder:
         return place
 
     def close(self) -> None:
+        os.fsync(self.open.fileno())
         for file in (self.open, self.rejects, self.lock):
             file.close()
 
