@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FRESH = 65_536
+FRESH = 4_096
 
 
 class Seen:
