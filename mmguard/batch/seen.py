@@ -20,10 +20,12 @@ class Seen:
         self.fresh: set[int] = set()
 
     def add(self, row: str) -> None:
+        if row in self:
+            return
         self.fresh.add(int(row[:16], 16))
         if len(self.fresh) >= self.most:
-            fresh = np.fromiter(self.fresh, np.uint64, len(self.fresh))
-            self.sorted = np.union1d(self.sorted, fresh)
+            fresh = np.sort(np.fromiter(self.fresh, np.uint64, len(self.fresh)))
+            self.sorted = np.insert(self.sorted, np.searchsorted(self.sorted, fresh), fresh)
             self.fresh.clear()
 
     def __contains__(self, row: str) -> bool:
@@ -34,5 +36,4 @@ class Seen:
         return place < len(self.sorted) and int(self.sorted[place]) == number
 
     def __len__(self) -> int:
-        """At most this many: what is in both parts counts twice."""
         return len(self.sorted) + len(self.fresh)
