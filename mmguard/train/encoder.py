@@ -23,8 +23,9 @@ from mmguard.detect.windows import Shape
 from mmguard.detect.wording import FILE, Wording
 from mmguard.errors import InputError
 from mmguard.train.export import export
-from mmguard.train.fit import Batch, Encode, Recipe, Run, fit, key_of, plan
+from mmguard.train.fit import Batch, Encode, Fitting, Recipe, fit, plan
 from mmguard.train.linear import fit_heads, pack
+from mmguard.train.loop import key_of
 from mmguard.train.made import make
 from mmguard.train.measure import load_rows
 from mmguard.train.mix import LEFT_OUT, Contrast, Example, Row, bare, contrasts, examples
@@ -129,7 +130,7 @@ class Course:
         """The run to its end, from its checkpoint if it has one for the same data and recipe."""
         first = self.batches(0)
         folder = self.stages.work / self.name.replace(" ", "-")
-        run = Run(network, self.recipe, round(len(first) * self.recipe.passes), folder)
+        run = Fitting(network, self.recipe, round(len(first) * self.recipe.passes), folder)
         run.teacher = None if teacher is None else teacher.to(self.recipe.device)
         key = key_of(self.recipe, [batch.windows for batch in first])
         return fit(run, lambda turn: self.batches(turn)[: len(first)], key, self.tick)

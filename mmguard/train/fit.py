@@ -1,12 +1,7 @@
-"""The training loop: the same weights for the same seed, and again from where it stopped.
-
-Every batch is drawn before the first step, from the seed alone, so a run that was cut off
-goes on with the batch it had not seen.
-"""
+"""Fit the encoder: its batches, in windows of text, and its loss."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -20,6 +15,7 @@ from torch import Tensor
 
 from mmguard.detect.windows import Shape, Window
 from mmguard.train.augment import vary
+from mmguard.train.loop import Pace, Run, Tick
 from mmguard.train.mix import TIMES, Contrast, Example, one_pass
 from mmguard.train.network import Network, collate, contrast, loss_of, targets
 
@@ -110,35 +106,21 @@ def buckets(cuts: list[Cut], size: int, draw: Random) -> Iterator[list[Cut]]:
         yield from batches
 
 
-class Run:
-    """A run in its folder: network, averaged weights, optimiser and the step they are at."""
+class Fitting(Run[Batch]):
+    """A network that learns, from a teacher too if it has one."""
 
     def __init__(self, network: Network, recipe: Recipe, steps: int, folder: Path) -> None:
-        self.network, self.recipe, self.steps = network.to(recipe.device), recipe, steps
+        self.network, self.recipe = network.to(recipe.device), recipe
         self.teacher: Network | None = None
-        self.path = folder / "checkpoint.pt"
-        learnt = [p for p in network.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(learnt, lr=recipe.rate, weight_decay=0.01, fused=True)
-        self.average = [p.detach().clone() for p in learnt]
-        self.learnt, self.step = learnt, 0
-
-    def advance(self, batch: Batch) -> float:
-        """One step on one batch; returns its loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.rate * self.slope()
-        loss = self.loss(batch)
-        self.optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.learnt, 1.0)
-        self.optimiser.step()
-        self.step += 1
-        self.blend()
-        return float(loss.detach())
-
-    def slope(self) -> float:
-        """The share of the rate at this step: up, then straight down."""
-        rise = max(1, int(self.recipe.warmup * self.steps))
-        return min((self.step + 1) / rise, (self.steps - self.step) / max(1, self.steps - rise))
+        pace = Pace(
+            recipe.rate,
+            steps,
+            warmup=recipe.warmup,
+            shrink=0.01,
+            average=recipe.average,
+            save_every=recipe.save_every,
+        )
+        super().__init__(network, pace, folder)
 
     def loss(self, batch: Batch) -> Tensor:
         device = self.recipe.device
@@ -158,43 +140,6 @@ class Run:
         share = self.recipe.taught
         return torch.where(wanted.isnan(), said, share * said + (1 - share) * wanted)
 
-    def blend(self) -> None:
-        # Early weights are forgotten: the average may not remember more than it has seen.
-        keep = min(self.recipe.average, self.step / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.learnt], 1 - keep)
-
-    def save(self, key: str) -> None:
-        state = {
-            "key": key,
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "average": self.average,
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".new")
-        torch.save(state, fresh)
-        fresh.replace(self.path)
-
-    def resume(self, key: str) -> None:
-        """Go on from the checkpoint, if it is of a run on the same data with the same recipe."""
-        if not self.path.is_file():
-            return
-        state = torch.load(self.path, map_location=self.recipe.device, weights_only=True)
-        if state["key"] != key:
-            return
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.average, self.step = state["average"], state["step"]
-
-    def finish(self) -> Network:
-        """The network with its averaged weights."""
-        with torch.no_grad():
-            for weight, mean in zip(self.learnt, self.average, strict=True):
-                weight.copy_(mean)
-        return self.network.eval()
-
 
 def half(device: str) -> Any:
     if device == "mps":
@@ -202,27 +147,8 @@ def half(device: str) -> Any:
     return torch.autocast(device, dtype=torch.bfloat16)
 
 
-def fit(
-    run: Run,
-    batches: Callable[[int], list[Batch]],
-    key: str,
-    tick: Callable[[int, int, float], object],
-) -> Network:
-    """Train to the last step; `batches` gives those of one pass. Saves as it goes."""
-    run.resume(key)
-    done = 0
-    for turn in range(math.ceil(run.recipe.passes)):
-        for batch in batches(turn):
-            done += 1
-            if run.step < done <= run.steps:
-                loss = run.advance(batch)
-                tick(run.step, run.steps, loss)
-                if run.step % run.recipe.save_every == 0:
-                    run.save(key)
-    run.save(key)
-    return run.finish()
-
-
-def key_of(*parts: object) -> str:
-    """One string that differs when any of the parts does."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def fit(run: Fitting, batches: Callable[[int], list[Batch]], key: str, tick: Tick) -> Network:
+    """Train to the last step; `batches` gives those of one pass."""
+    turns = range(math.ceil(run.recipe.passes))
+    run.train((batch for turn in turns for batch in batches(turn)), key, tick)
+    return run.network.eval()
