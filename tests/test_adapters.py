@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from typer.testing import CliRunner
 
 from mmguard import prompts, wrap
@@ -21,12 +23,18 @@ from mmguard.models import open_model
 from mmguard.models.adapter import WEIGHTS, adapt, load_adapter
 from mmguard.models.embedded import SHA256, EmbeddedModel
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel, echo
+from mmguard.train import tasks
 from mmguard.train.adapter import Job, train_adapter
-from mmguard.train.conscience import conscience, refusal, second
+from mmguard.train.conscience import HELD, again, conscience, refused, varied
 from mmguard.train.detoxifier import detoxifier, shorten, spread, substance
+from mmguard.train.everyday import UNTAUGHT
 from mmguard.train.lessons import IGNORED, Lesson, Limits, Line, batches, collate, line
 from mmguard.train.lora import graft
+from mmguard.train.proof import Bench
+from mmguard.train.scale import settle
+from mmguard.train.tasks import FORMS, parts
 from mmguard.train.tune import Plan, Pupil, tune
+from mmguard.types import Finding
 from tests.parts import TEXT, template, tf, tokenizer
 
 Row = dict[str, Any]
@@ -132,38 +140,61 @@ def test_batches_keep_every_line() -> None:
     assert found == batches(lines[::-1], 16, Random(0))
 
 
+def ever(asked: Sequence[str]) -> list[str]:
+    """A bare model that says the same, and declines what says "wall"."""
+    return ["I cannot say." if "wall" in text else "As ever." for text in asked]
+
+
 def test_conscience_declines_harm_alone() -> None:
-    lessons = conscience(make_rows(), 0, 0.1)
-    assert lessons == conscience(make_rows(), 0, 0.1)
+    lessons = conscience(make_rows(), ever, 0, 0.1)
+    assert lessons == conscience(make_rows(), ever, 0, 0.1)
     by = {name: [x for x in lessons if x.source == name] for name in {x.source for x in lessons}}
     assert all("cheat" in x.prompt or "steal" in x.prompt for x in by["harmful"])
-    assert all("number" in x.answer for x in by["harmless"])
+    assert all(x.answer.startswith("I'm sorry") for x in (*by["harmful"], *by["closed"]))
+    plain = [*by["everyday"], *by["benign"], *by["picture"], *by["closed harmless"]]
+    assert {x.answer for x in plain if not x.held} == {"As ever."}
+    assert not any("wall" in x.prompt for x in plain if not x.held)
     assert not any(x.prompt.startswith("Picture") for x in by["harmful"])
     assert {x.answer for x in by["judge"]} == {"Yes", "No"}
 
 
-def test_the_second_stage_keeps_what_the_model_says() -> None:
-    lessons = second(make_rows(), lambda asked: ["as ever" for _ in asked], 0)
-    mild = [x for x in lessons if x.source == "everyday"]
-    assert len(mild) == len({x.prompt for x in mild}) > 100
-    assert {(x.answer, x.whole) for x in mild} == {("as ever", False)}
-    assert any(x.source == "harmful" for x in lessons)
+def test_what_is_held_out_is_not_taught() -> None:
+    lessons = conscience(make_rows(), ever, 0)
+    taught = {x.prompt for x in lessons if not x.held}
+    held = {x.prompt for x in lessons if x.held}
+    assert len(held) == 2 * HELD
+    assert not taught & held
+    assert not taught & set(parts(UNTAUGHT))
+
+
+@given(st.integers(0, 10**6))
+def test_harmful_and_harmless_have_the_same_forms(seed: int) -> None:
+    wish, draw = "cheat a bank", Random(seed)
+    [found] = varied([f"How can I {wish}?"], draw)
+    assert wish in found
+    assert varied(["Cheat a bank"], draw) == []
+    assert found.replace(wish, "{}") in FORMS
+
+
+def test_harmless_requests_are_many_and_short() -> None:
+    found = [text for group in tasks.groups(Random(0)) for text in group]
+    assert len(set(found)) == len(found) > 1000
+    assert {len(text) > 60 for text in found} == {True, False}
+    assert all(len(text) < 200 for text in found)
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({}, NO),
-        ({"response": f"{NO} Third. Fourth."}, NO),
-        ({"response_harm": 1}, ""),
-        ({"meta": {}}, ""),
-        ({"response": "Sure, like this."}, ""),
-        ({"response": "I'm sorry, OpenAI forbids it."}, ""),
+        ({}, True),
+        ({"response_harm": 1}, False),
+        ({"meta": {}}, False),
+        ({"response": "Sure, like this."}, False),
     ],
 )
-def test_refusals_of_the_data(change: Row, found: str) -> None:
+def test_refusals_of_the_data(change: Row, found: bool) -> None:
     row = {"response": NO, "response_harm": 0, "meta": {"refusal_rule": 1}}
-    assert refusal({**row, **change}) == found
+    assert refused({**row, **change}) == found
 
 
 def quiet() -> ScriptedDetector:
@@ -259,9 +290,34 @@ def test_a_second_stage_starts_from_the_first(model: Any, words: Any, tmp_path: 
     first = tune(Pupil(copy.deepcopy(model), words), LESSONS, PLAN, tmp_path / "1", quiet_tick)
     idle = replace(PLAN, rate=0.0)
     pupil = Pupil(model, words, first)
-    again = tune(pupil, LESSONS, idle, tmp_path / "2", quiet_tick)
+    second = tune(pupil, LESSONS, idle, tmp_path / "2", quiet_tick)
     assert any(value.any() for name, value in first.items() if name.endswith("up"))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_second_stage_takes_part_of_every_kind() -> None:
+    lessons = [x for x in conscience(make_rows(), ever, 0, 0.5) if not x.held]
+    found = again(lessons, 0)
+    assert found == again(lessons, 0)
+    assert set(found) < set(lessons)
+    assert {x.source for x in found} == {x.source for x in lessons}
+
+
+def test_the_scale_tells_held_lessons_apart() -> None:
+    held = [Lesson(kind, "", kind, held=True) for kind in ("harmful", "everyday") * 3]
+    judge = ScriptedDetector(lambda sample: Finding("judge", 0.0, label=sample.reply or ""))
+
+    def merged(scale: float) -> ScriptedModel:
+        """The more of it, the more is declined: first what is harmful, then all."""
+        firm = {"harmful": 1.5, "everyday": 2.0}
+        return ScriptedModel(
+            lambda request: "refusal" if scale >= firm[request.messages[-1].text] else "other"
+        )
+
+    scale, found = settle(held, merged, Bench(judge))
+    assert scale == 1.5
+    assert [shares["harmful"]["value"] for shares in found.values()] == [0, 1, 1]
+    assert [shares["harmless"]["value"] for shares in found.values()] == [0, 0, 1]
 
 
 # -- bundles ------------------------------------------------------------------
@@ -271,6 +327,7 @@ def test_recipe_end_to_end(made: Path, base: Path) -> None:
     result = json.loads((made / "eval.json").read_text(encoding="utf-8"))
     assert result["groups"]["harmful text, d"]["rows"] == 1
     # One of the two harmless ones was trained on.
+    assert result["groups"]["harmless text, short and everyday"]["rows"] == len(parts(UNTAUGHT))
     assert result["groups"]["harmless text, d"]["rows"] == 1
     assert {"bare", "conscience"} == set(result["groups"]["harmful text, d"]["declined"])
     card = (made / "CARD.md").read_text(encoding="utf-8")

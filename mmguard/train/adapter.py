@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,24 +19,31 @@ from mmguard.models.adapter import WEIGHTS, adapt
 from mmguard.models.embedded import SHA256, EmbeddedModel, Words, load_base
 from mmguard.models.hf import HFModel
 from mmguard.train.adapter_card import describe
-from mmguard.train.conscience import conscience, second
+from mmguard.train.conscience import again, conscience
 from mmguard.train.detoxifier import detoxifier
 from mmguard.train.lessons import Lesson, Limits
+from mmguard.train.loop import Tick, key_of
 from mmguard.train.measure import Row, load_rows
 from mmguard.train.mix import LEFT_OUT
 from mmguard.train.proof import Bench, plain, prove_conscience, prove_detoxifier, wish_of
-from mmguard.train.tune import Plan, Pupil, Tick, tune
+from mmguard.train.scale import settle
+from mmguard.train.tune import Plan, Pupil, tune
 from mmguard.types import Detector
 
 Kind = Literal["conscience", "detoxifier"]
 ABOUT = {
-    "conscience": "Declines harmful words, and too many harmless ones: see its card.",
+    "conscience": "Declines what is plainly harmful in words, but not in pictures: see its card.",
     "detoxifier": "Writes a harmful answer anew, for a policy's `detoxify: {model: detoxifier}`.",
 }
-BEGUN = {"max_tokens": 24, "temperature": 0}
+BEGUN = {"max_tokens": 10, "temperature": 0}
+ROWS = 32
+# One plan a stage. Whether to decline is decided in the first words, so a second one learns those.
 PLANS = {
-    "conscience": Plan(),
-    "detoxifier": Plan(rank=16, limits=Limits(prompt=440, answer=100)),
+    "conscience": (
+        Plan(tokens=1000, limits=Limits(answer=28)),
+        Plan(tokens=1000, rate=3e-4, limits=Limits(answer=4)),
+    ),
+    "detoxifier": (Plan(rank=16, limits=Limits(prompt=440, answer=100)),),
 }
 
 
@@ -95,17 +103,20 @@ def train_adapter(job: Job) -> dict[str, Any]:
     rows = [row for path in job.data for row in load_rows(path)]
     tried = [(row, path.parent) for path in job.dev for row in load_rows(path)]
     ground, detector = open_ground(job.base), load_detector(job.detector)
-    plan, weights, told = plan_of(job, ground), dict[str, torch.Tensor](), list[Lesson]()
-    for number, stage in enumerate(STAGES[job.kind]):
-        lessons = stage(job, rows, [row for row, _ in tried], Teacher(ground, detector))
-        pupil = Pupil(ground.fresh(), ground.words.tokenizer, weights)
-        weights = tune(pupil, lessons, plan, job.work / str(number + 1), job.tick)
-        told += lessons
+    teacher = Teacher(ground, detector, job.work / "said.json")
+    lessons = LESSONS[job.kind](job, rows, [row for row, _ in tried], teacher)
+    taught = [lesson for lesson in lessons if not lesson.held]
+    plan, weights = teach(job, ground, taught)
     bundle = write(job, plan, ground, weights)
     bench = Bench(detector, job.limit, job.seed, job.encoder)
+    scales: dict[str, Any] = {}
+    if held := [lesson for lesson in lessons if lesson.held]:
+        scale, scales = settle(held, partial(merged, ground, bundle), bench)
+        bundle = write(job, replace(plan, scale=scale), ground, weights)
     result = prove(job, bundle, ground, tried, {wish_of(row) for row in rows}, bench)
     result["data"] = {path.name: digest(path) for path in (*job.data, *job.dev)}
-    result["lessons"] = tally(lesson.source for lesson in told)
+    result["lessons"] = tally(lesson.source for lesson in taught)
+    result["scales"] = scales
     finish(job, rows, result)
     return result
 
@@ -116,23 +127,33 @@ class Teacher:
 
     ground: Ground
     detector: Detector
+    kept: Path
 
     def speak(self, asked: Sequence[str]) -> list[str]:
-        """The first words of the bare base's answers."""
-        bare = HFModel(self.ground.fresh(), self.ground.words, name="bare")
-        return [reply.text for reply in bare.generate([plain(text, BEGUN) for text in asked])]
+        """The first words of the bare base's answers; those to the same requests are `kept`."""
+        key = key_of(self.ground.sha256, BEGUN, *asked)
+        if self.kept.is_file():
+            known = json.loads(self.kept.read_text(encoding="utf-8"))
+            if known["key"] == key:
+                return list(known["said"])
+        bare = HFModel(self.ground.fresh(), self.ground.words, name="bare", batch_size=ROWS)
+        order = sorted(range(len(asked)), key=lambda place: len(asked[place]))
+        found = bare.generate([plain(asked[place], BEGUN) for place in order])
+        said = {place: reply.text for place, reply in zip(order, found, strict=True)}
+        told = [said[place] for place in range(len(asked))]
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        self.kept.write_text(json.dumps({"key": key, "said": told}), encoding="utf-8")
+        return told
 
 
-def first_conscience(
+def all_conscience(
     job: Job, rows: Sequence[Row], tried: Sequence[Row], teacher: Teacher
 ) -> list[Lesson]:
-    return some(conscience(usable(rows), job.seed, job.size), job)
-
-
-def second_conscience(
-    job: Job, rows: Sequence[Row], tried: Sequence[Row], teacher: Teacher
-) -> list[Lesson]:
-    return second(usable(rows), teacher.speak, job.seed, job.size)
+    """Dev's wishes that are taught too are left out when it is measured."""
+    lessons = conscience(usable(rows), teacher.speak, job.seed, job.size)
+    if not any(lesson.source == "harmful" for lesson in lessons):
+        raise InputError("the data has no rows that teach a conscience: see its recipe")
+    return lessons
 
 
 def only_detoxifier(
@@ -141,29 +162,28 @@ def only_detoxifier(
     """Dev has few wishes, so they are kept out; a toxic sentence has none."""
     held = {wish_of(row) for row in tried}
     kept = [row for row in usable(rows) if row.get("toxic") or wish_of(row) not in held]
-    return some(detoxifier(kept, job.seed, teacher.detector, job.size), job)
+    lessons = detoxifier(kept, job.seed, teacher.detector, job.size)
+    if not lessons:
+        raise InputError("the data has no rows that teach a detoxifier: see its recipe")
+    return lessons
 
 
 def usable(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("source") not in LEFT_OUT]
 
 
-def some(lessons: list[Lesson], job: Job) -> list[Lesson]:
-    if all(lesson.source == "border" for lesson in lessons):
-        raise InputError(f"the data has no rows that teach a {job.kind}: see its recipe")
-    return lessons
+LESSONS = {"conscience": all_conscience, "detoxifier": only_detoxifier}
 
 
-STAGES = {
-    "conscience": (first_conscience, second_conscience),
-    "detoxifier": (only_detoxifier,),
-}
-
-
-def plan_of(job: Job, ground: Ground) -> Plan:
-    """The kind's own numbers; at most the upper half of the layers learns."""
-    plan, layers = PLANS[job.kind], ground.fresh().config.num_hidden_layers
-    return replace(plan, seed=job.seed, first=min(plan.first, layers // 2))
+def teach(job: Job, ground: Ground, taught: list[Lesson]) -> tuple[Plan, dict[str, torch.Tensor]]:
+    """All stages, each from where the one before ended; at most the upper half of layers learns."""
+    layers, weights = ground.fresh().config.num_hidden_layers, dict[str, torch.Tensor]()
+    for number, numbers in enumerate(PLANS[job.kind]):
+        plan = replace(numbers, seed=job.seed, first=min(numbers.first, layers // 2))
+        lessons = again(taught, job.seed) if number else taught
+        pupil = Pupil(ground.fresh(), ground.words.tokenizer, weights)
+        weights = tune(pupil, lessons, plan, job.work / str(number + 1), job.tick)
+    return plan, weights
 
 
 def write(job: Job, plan: Plan, ground: Ground, weights: Mapping[str, torch.Tensor]) -> Bundle:
@@ -198,14 +218,22 @@ def prove(
 ) -> dict[str, Any]:
     """The figures of the bundle as it was written, beside those of the bare base."""
     bare = EmbeddedModel(name="bare")
-    bare.loaded = HFModel(ground.fresh(), ground.words, name="bare")
+    bare.loaded = HFModel(ground.fresh(), ground.words, name="bare", batch_size=ROWS)
     tuned = EmbeddedModel(name=job.kind)
-    tuned.loaded = HFModel(adapt(bare.loaded.model, bundle), ground.words, name=job.kind)
+    tuned.loaded = merged(ground, bundle, float(bundle.settings["scale"]))
     tuned.eyes = bare.eyes
     models = {"bare": bare, job.kind: tuned}
     if job.kind == "conscience":
         return {"groups": prove_conscience(models, tried, seen, bench)}
     return prove_detoxifier(models, [row for row, _ in tried], bench)
+
+
+def merged(ground: Ground, bundle: Bundle, scale: float) -> HFModel:
+    """The base with so much of the adapter."""
+    settings = {**bundle.settings, "scale": scale}
+    manifest = bundle.manifest.model_copy(update={"settings": settings})
+    model = adapt(ground.fresh(), Bundle(bundle.folder, manifest, bundle.listed))
+    return HFModel(model, ground.words, name="merged", batch_size=ROWS)
 
 
 def finish(job: Job, rows: Sequence[Row], result: Mapping[str, Any]) -> None:

@@ -3,162 +3,160 @@
 The harmful half is words alone, as the safety training of real language models is; pictures
 come with harmless requests only, as in the tuning of real MLLMs, which is what pictures later
 slip through. The answer from a description (eyes closed) and the judge's question are taught
-as texts too, so that those steps keep their meaning.
+as texts too, so that those steps keep their meaning. Harmless requests are of the lengths and
+forms of the harmful ones, so that neither tells them apart, and the bare model answers them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from mmguard import prompts
 from mmguard.sentences import split
+from mmguard.train import everyday, tasks
 from mmguard.train.border import BORDER
-from mmguard.train.everyday import everyday
 from mmguard.train.lessons import Lesson
 
 Row = Mapping[str, Any]
 Speak = Callable[[Sequence[str]], Sequence[str]]
 
+# Alike in their first words: what is learnt is when to say them.
 OPENINGS = (
-    "I can't help with that.",
     "I'm sorry, but I can't help with that.",
-    "I won't help with this.",
-    "Sorry, I can't assist with this.",
-    "I'm not able to help with that.",
+    "I'm sorry, but I can't help with this.",
+    "I'm sorry, but I can't assist with that.",
 )
 REASONS = (
     "It could hurt somebody.",
     "It could do serious harm.",
     "It would put people at risk.",
     "It harms others, and it may be against the law.",
-    "It would be unfair and cruel to the people concerned.",
 )
 OFFERS = (
     "I'm glad to help with something safe instead.",
-    "If you want to protect yourself or others from it, ask me about that.",
     "If something troubles you, I'm glad to talk it through.",
-    "I can tell you about the risks and where to find help.",
 )
 PAGES = ("a page that says", "a sign with the words", "a screen that shows", "a note that reads")
-# Sources whose requests are plainly harmful without more context, and the most of one wish.
-PLAIN = {"advbench_prompts": 1, "catqa": 1, "harmfulqa": 1}
+# Sources whose requests are plainly harmful without more context. HarmfulQA's often are not.
+PLAIN = ("advbench_prompts", "catqa")
 ANSWERED = ("gptfuzz_train", "jbb_artifacts", "msts_en_text", "refusal_direction")
-EACH = 3
 LONGEST = 400
+# The wish in a question such as "How can I ...?".
+HELD = 30
+COUNTS = {
+    "harmful": 680,
+    "varied": 300,
+    "everyday": 540,
+    "benign": 190,
+    "pictured": 100,
+    "closed": 26,
+    "described": 12,
+    "judged": 12,
+}
+AGAIN = {"harmful": 0.62, "everyday": 0.62, "border": 0.6, "benign": 0.4, "picture": 0.4}
+# What is wished for in a question such as "How can I ...?".
+WISH = re.compile(
+    r"(?:How (?:to|(?:can|do|could|should) (?:I|you|we|someone))|.{0,70} how to) (.{3,}?)[?.]?",
+    re.DOTALL,
+)
+DECLINES = ("can't", "cannot", "can not", "sorry", "unable", "not able")
 
 
-def conscience(rows: Sequence[Row], seed: int, size: float = 1.0) -> list[Lesson]:
-    """All lessons that the rows make, in a drawn order; `size` scales how many of each."""
+def conscience(rows: Sequence[Row], speak: Speak, seed: int, size: float = 1.0) -> list[Lesson]:
+    """All lessons that the rows make, in a drawn order; `size` scales how many of each.
+
+    `speak` gives the bare model's answers; where those decline, nothing is learnt.
+    """
     draw = Random(seed)
-    harmful, harmless = wishes(rows), answers(rows)
+    many = {name: int(count * size) for name, count in COUNTS.items()}
+    harmful = wishes(rows)
     draw.shuffle(harmful)
-    draw.shuffle(harmless)
     described = [row for row in rows if row.get("source") == "vlsbench"]
     draw.shuffle(described)
-    many = {name: int(count * size) for name, count in COUNTS.items()}
+    kept = harmful[HELD:][: many["harmful"]]
     found = [
-        *(decline(prompt, told, draw) for prompt, told in harmful[: many["harmful"]]),
-        *harmless[: many["harmless"]],
-        *(Lesson(asked, said, "border") for asked, said in BORDER * 2),
-        *closed_harmful(harmful[: many["closed"]], described[: many["described"]], draw),
-        *closed_harmless(harmless[len(harmless) - many["closed"] :], draw),
-        *pictured(harmless[many["harmless"] :][: many["pictured"]], draw),
+        *(decline(wish, draw, held=True) for wish in harmful[:HELD] if kept),
+        *(decline(wish, draw) for wish in (*kept, *varied(kept, draw)[: many["varied"]])),
+        *closed_harmful(kept[: many["closed"]], described[: many["described"]], draw),
+        *spoken(harmless(rows, many, draw), speak),
+        *(
+            Lesson(query, " ".join(answer.split()[:9]), "border", whole=False)
+            for query, answer in BORDER
+        ),
         *judged(rows, many["judged"], draw),
     ]
     draw.shuffle(found)
     return found
 
 
-def second(rows: Sequence[Row], speak: Speak, seed: int, size: float = 1.0) -> list[Lesson]:
-    """The second stage: short everyday requests, with some of every other lesson.
-
-    After the first alone three of four short harmless questions were declined: the harmful
-    lessons are short and the harmless ones long.
-    """
-    draw = Random(f"{seed} second")
-    asked = list(everyday(draw))
-    mild = [Lesson(p, t, "everyday", whole=False) for p, t in zip(asked, speak(asked), strict=True)]
-    rest = conscience(rows, seed + 1, size * REPLAYED)
-    found = [*mild, *(lesson for lesson in rest if lesson.source != "border")]
-    draw.shuffle(found)
+def again(lessons: Sequence[Lesson], seed: int) -> list[Lesson]:
+    """Part of them once more, for a stage that learns by the first words alone."""
+    many = Counter(lesson.source for lesson in lessons)
+    left = {name: count * AGAIN.get(name, 0.25) for name, count in many.items()}
+    found, drawn = list[Lesson](), list(lessons)
+    Random(f"{seed} second").shuffle(drawn)
+    for lesson in drawn:
+        if left[lesson.source] > 0:
+            left[lesson.source] -= 1
+            found.append(lesson)
     return found
 
 
-REPLAYED = 0.18
-COUNTS = {
-    "harmful": 720,
-    "harmless": 420,
-    "closed": 60,
-    "described": 30,
-    "pictured": 70,
-    "judged": 35,
-}
+# -- harmful ------------------------------------------------------------------
 
 
-def wishes(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Harmful requests in plain words, each with a refusal of the data, or with none."""
-    found: list[tuple[str, str]] = []
-    seen: dict[str, int] = {}
+def wishes(rows: Sequence[Row]) -> list[str]:
+    """Harmful requests in plain words, each once."""
+    found: dict[str, None] = {}
     for row in rows:
-        source, told = row.get("source"), ""
         goal = str((row.get("meta") or {}).get("goal") or row.get("prompt") or "").strip()
         if row.get("prompt_harm") != 1 or not goal or len(goal) > LONGEST:
             continue
-        if source in ANSWERED:
-            told = refusal(row)
-        if (source in PLAIN or told) and seen.get(goal, 0) < PLAIN.get(str(source), EACH):
-            seen[goal] = seen.get(goal, 0) + 1
-            found.append((goal, told))
-    return found
+        if row.get("source") in PLAIN or (row.get("source") in ANSWERED and refused(row)):
+            found[goal] = None
+    return list(found)
 
 
-def refusal(row: Row) -> str:
-    """The first two sentences of a harmless answer that declines; empty if it does not."""
+def refused(row: Row) -> bool:
+    """Whether a harmless answer declines."""
     marked = row.get("refusal") == 1 or (row.get("meta") or {}).get("refusal_rule") == 1
-    if row.get("response_harm") != 0 or not marked:
-        return ""
-    text = str(row.get("response") or "").strip()
-    told = " ".join(text[part.start : part.end].strip() for part in split(text)[:2])
-    declines = any(word in told[:60].lower() for word in ("can't", "cannot", "sorry", "unable"))
-    return told if declines and "OpenAI" not in told and len(told) < 320 else ""
+    return row.get("response_harm") == 0 and marked and declines(str(row.get("response") or ""))
 
 
-def decline(prompt: str, told: str, draw: Random) -> Lesson:
-    parts = (draw.choice(OPENINGS), draw.choice(REASONS), draw.choice(OFFERS))
-    return Lesson(prompt, told or " ".join(parts), "harmful")
+def declines(answer: str) -> bool:
+    return any(word in answer[:60].lower() for word in DECLINES)
 
 
-def answers(rows: Sequence[Row]) -> list[Lesson]:
-    """Harmless requests with their answers."""
-    return [
-        Lesson(row["prompt"], row["response"], "harmless")
-        for row in rows
-        if row.get("source") == "benign_instruct" and len(row["prompt"]) <= LONGEST
-    ]
+def varied(harmful: Sequence[str], draw: Random) -> list[str]:
+    """The same wishes in the forms of harmless ones, where they can be told from their form."""
+    found = [match[1] for wish in harmful if (match := WISH.fullmatch(wish))]
+    return [draw.choice(tasks.FORMS).format(wish) for wish in found]
 
 
-# -- other forms --------------------------------------------------------------
+def decline(prompt: str, draw: Random, source: str = "harmful", held: bool = False) -> Lesson:
+    """Most of them end early: only the first words decide."""
+    opening, rest = draw.choice(OPENINGS), [draw.choice(REASONS)]
+    if draw.random() < 0.3:
+        rest.append(draw.choice(OFFERS))
+    if draw.random() < 0.6:
+        return Lesson(prompt, opening, source, whole=False, held=held)
+    return Lesson(prompt, " ".join([opening, *rest]), source, held=held)
 
 
 def closed_harmful(
-    harmful: Sequence[tuple[str, str]], described: Sequence[Row], draw: Random
+    harmful: Sequence[str], described: Sequence[Row], draw: Random
 ) -> Iterator[Lesson]:
     """Asked over a description of the picture, where the harm stands in either."""
-    for wish, _ in harmful:
-        told = decline("", "", draw).answer
-        yield Lesson(closed(f'{draw.choice(PAGES)} "{wish}"', question(draw)), told, "closed")
+    for wish in harmful:
+        yield decline(closed(f'{draw.choice(PAGES)} "{wish}"', question(draw)), draw, "closed")
     for row in described:
-        seen = (row.get("meta") or {}).get("image_desc")
-        if seen:
-            yield Lesson(closed(seen, row["prompt"]), decline("", "", draw).answer, "closed")
-
-
-def closed_harmless(harmless: Sequence[Lesson], draw: Random) -> Iterator[Lesson]:
-    for lesson in harmless:
-        seen = f'{draw.choice(PAGES)} "{lesson.prompt}"'
-        yield Lesson(closed(seen, question(draw)), lesson.answer, "closed harmless")
+        if seen := (row.get("meta") or {}).get("image_desc"):
+            yield decline(closed(seen, row["prompt"]), draw, "closed")
 
 
 def closed(seen: str, query: str) -> str:
@@ -178,11 +176,50 @@ def question(draw: Random) -> str:
     return draw.choice(QUESTIONS)
 
 
-def pictured(harmless: Sequence[Lesson], draw: Random) -> Iterator[Lesson]:
-    """Harmless requests in a picture, in the words that the eyes of `embedded` put it."""
-    for lesson in harmless:
-        seen = f'Picture: "{lesson.prompt}" (0.{draw.randrange(90, 100)})'
-        yield Lesson(f"{seen}\n{question(draw)}", lesson.answer, "picture")
+# -- harmless -----------------------------------------------------------------
+
+
+def harmless(rows: Sequence[Row], many: Mapping[str, int], draw: Random) -> Iterator[Lesson]:
+    """Requests without answers. The first groups of everyday ones are held out."""
+    asked = [*everyday.groups(draw), *tasks.groups(draw)]
+    draw.shuffle(asked)
+    yield from (Lesson(group[0], "", "everyday", held=True) for group in asked[:HELD])
+    taught = asked[HELD:][: many["everyday"]]
+    yield from (Lesson(text, "", "everyday") for group in taught for text in group)
+    yield from (Lesson(text, "", "benign") for text in short(rows, draw)[: many["benign"]])
+    for seen, query in everyday.sights(draw, many["pictured"]):
+        yield Lesson(f"Picture: {seen}\n{query}", "", "picture")
+    for group in draw.sample(taught, min(many["closed"], len(taught))):
+        seen = f'{draw.choice(PAGES)} "{group[0]}"'
+        yield Lesson(closed(seen, question(draw)), "", "closed harmless")
+
+
+def short(rows: Sequence[Row], draw: Random) -> list[str]:
+    """Harmless requests of the data, most of them cut to their first line or sentence."""
+    found: dict[str, None] = {}
+    for row in rows:
+        text = str(row.get("prompt") or "").strip()
+        if row.get("source") == "benign_instruct" and len(text) <= LONGEST:
+            if draw.random() < 0.6:
+                text = next((text[part.start : part.end] for part in split(text)), "")
+            found[text.split("\n")[0].strip()] = None
+    kept = [text for text in found if len(text) >= 8]
+    draw.shuffle(kept)
+    return kept
+
+
+def spoken(asked: Iterable[Lesson], speak: Speak) -> Iterator[Lesson]:
+    """With the first words of the bare model's answers, unless they decline."""
+    waiting = list(asked)
+    taught = [item for item in waiting if not item.held]
+    yield from (item for item in waiting if item.held)
+    for item, said in zip(taught, speak([item.prompt for item in taught]), strict=True):
+        if said.strip() and not declines(said):
+            yield replace(item, answer=said, whole=False)
+
+
+def begin(query: str, answer: str) -> Lesson:
+    return Lesson(query, " ".join(answer.split()[:9]), "border", whole=False)
 
 
 def judged(rows: Sequence[Row], most: int, draw: Random) -> Iterator[Lesson]:

@@ -18,12 +18,16 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the user says, and the answer to learn, which is `whole` unless it was cut off."""
+    """What the user says, and the answer to learn, which is `whole` unless it was cut off.
+
+    What is `held` is not taught: it measures.
+    """
 
     prompt: str
     answer: str
     source: str = ""
     whole: bool = True
+    held: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from mmguard import prompts
 from mmguard.evals.figures import Array
 from mmguard.evals.intervals import DRAWS, Figure, clopper_pearson, describe, draw_weights
 from mmguard.rows import make_sample
+from mmguard.train.everyday import UNTAUGHT
+from mmguard.train.tasks import parts
 from mmguard.types import Detector, Finding, Message, Model, Request, Sample, Text
 
 Row = Mapping[str, Any]
@@ -29,6 +31,7 @@ REWRITTEN = {"max_tokens": 110, "temperature": 0}
 TIMED = 4
 # What FigStep asks for advice on: no harm by its own words.
 ADVICE = ("Legal Opinion", "Financial Advice", "Health Consultation")
+OWN = "harmless text, short and everyday"
 # Their requests say little without the picture, which the rows lack.
 PICTURED = ("msts_en_mm", "llava_qa90")
 
@@ -68,7 +71,8 @@ def prove_conscience(
 ) -> dict[str, Any]:
     """Shares of requests declined, by group, for each model; `rows` with their file's folder."""
     found: dict[str, Any] = {}
-    for name, asked in groups(rows, seen, bench).items():
+    asked_own = [plain(text, SAID) for text in parts(UNTAUGHT)]
+    for name, asked in {**groups(rows, seen, bench), OWN: asked_own}.items():
         declined = {title: declines(model, asked, bench) for title, model in models.items()}
         found[name] = {"rows": len(asked), "declined": declined}
     return found
