@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct speaks; `Eyes` read and name what a picture holds. It is a stand-in:
 it really looks and really generates, and it does not refuse by itself, so that the guard
 has something to do. `embedded-conscience` is the same with a small adapter that declines
-harmful words, and too many harmless ones; `detoxifier` is tuned to write harmful answers
+harmful words, and some harmless ones; `detoxifier` is tuned to write harmful answers
 anew. Do not judge real models by any of them.
 """
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 Tick = Callable[[int, int, float], object]
 B = TypeVar("B")
+# Of the checkpoints: one of another form is left alone.
+FORM = 2
 
 
 @dataclass(frozen=True)
@@ -128,4 +130,4 @@ def copy(values: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
 
 def key_of(*parts: object) -> str:
     """One string that differs when any of the parts does."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return hashlib.sha256(repr((FORM, parts)).encode()).hexdigest()
