@@ -75,21 +75,30 @@ def is_uri(image: str) -> bool:
 
 
 def score_rows(detector: Detector, rows: Iterable[Row | InputError], folder: Path) -> Iterator[Row]:
-    """One result a row, in order: `id, score, label, categories, error`."""
+    """One result a row, in order: `id, score, label, categories, error`.
+
+    Pictures are opened for a detector that looks at them only.
+    """
     runtime, pending = Local({}, {detector.name: detector}), iter(rows)
+    show = sees(detector)
     while batch := list(islice(pending, BATCH)):
-        samples = [attempt(row, folder) for row in batch]
+        samples = [attempt(row, folder, show) for row in batch]
         asks = [Score(detector.name, s) for s in samples if isinstance(s, Sample)]
         found = iter(call(asks, runtime) if asks else ())
         for row, sample in zip(batch, samples, strict=True):
             yield result(row, next(found) if isinstance(sample, Sample) else sample)
 
 
-def attempt(row: Row | InputError, folder: Path) -> Sample | Exception:
+def sees(detector: Detector) -> bool:
+    """Whether it looks at pictures: yes, unless it has an attribute `sees` that says no."""
+    return bool(getattr(detector, "sees", True))
+
+
+def attempt(row: Row | InputError, folder: Path, show: bool) -> Sample | Exception:
     if isinstance(row, InputError):
         return row
     try:
-        return make_sample(row, folder)
+        return make_sample(row if show else {**row, "image": None}, folder)
     except Exception as exc:
         return exc
 

@@ -302,6 +302,9 @@ def test_eval_tells_what_could_not_be_scored(
     rows[1]["image"] = "gone.png"
     rows[2]["category"] = "theft"
     data = str(write_rows(tmp_path / "rows.jsonl", rows))
+    call(capsys, monkeypatch, "eval", "detector", data)
+    seeing = ScriptedDetector(lambda sample: 0.4)
+    monkeypatch.setattr("mmguard.cli.evals.load_detector", lambda name: seeing)
     text, told = call(capsys, monkeypatch, "eval", "detector", data, code=2)
     assert "by category" in text
     assert "1 rows could not be scored. They count as flagged" in told

@@ -9,8 +9,9 @@ from typing import Any
 
 from hypothesis import given, strategies as st
 
+from mmguard.bundles import load_detector
 from mmguard.models.scripted import ScriptedDetector
-from mmguard.rows import Row, count_rows, read_rows, score_rows
+from mmguard.rows import Row, count_rows, read_rows, score_rows, sees
 from mmguard.types import Finding, Sample
 from tests.world import BAD, harm_detector, png
 
@@ -91,3 +92,18 @@ def test_as_many_out_as_in(lines: list[str]) -> None:
     rows = [{"id": i, "prompt": line} for i, line in enumerate(lines)]
     found = list(score_rows(harm_detector(), rows, Path()))
     assert [row["id"] for row in found] == list(range(len(lines)))
+
+
+def test_what_sees_no_picture_needs_none(tmp_path: Path) -> None:
+    detector = harm_detector()
+    text = json.dumps({"prompt": "q", "response": BAD, "image": "gone.png"})
+    assert "gone.png" in score(tmp_path, text, detector)[0]["error"]
+    vars(detector)["sees"] = False
+    assert score(tmp_path, text, detector)[0]["score"] == 0.9
+    assert not detector.seen[-1].request.images
+
+
+def test_which_detectors_see() -> None:
+    names = ("phrases", "response-harm-linear", "response-harm")
+    assert [sees(load_detector(name)) for name in names] == [False] * 3
+    assert sees(harm_detector())

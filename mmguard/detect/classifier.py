@@ -61,6 +61,8 @@ class Window:
 class ClassifierDetector:
     """p(unsafe): the sum of the unsafe labels' shares, or, of many labels, the highest."""
 
+    sees = False
+
     def __init__(self, name: str, thresholds: Mapping[str, float], settings: Classifier) -> None:
         self.name, self.thresholds, self.settings = name, thresholds, settings
         self.tokenizer = load_weights("AutoTokenizer", settings.model, **settings.pinned)

@@ -125,6 +125,8 @@ class EncoderDetector:
     in the cache by their content.
     """
 
+    sees = False
+
     def __init__(
         self,
         name: str,

@@ -83,6 +83,7 @@ class GuardDetector:
     ) -> None:
         self.name, self.thresholds = name, thresholds
         self.writer, self.asker = writer, asker
+        self.sees = writer.family.images > 0
 
     def score(self, samples: Sequence[Sample]) -> list[Finding]:
         asked = [self.writer.write(sample) for sample in samples]

@@ -120,6 +120,8 @@ def answer_fields(answer: str) -> list[Hashes]:
 class LinearDetector:
     """Two heads: p(answer is harmful | request, answer), and p(request is harmful)."""
 
+    sees = False
+
     def __init__(
         self, name: str, thresholds: Mapping[str, float], heads: Mapping[str, Head]
     ) -> None:

@@ -55,6 +55,7 @@ class ModerationDetector:
 
     def __init__(self, name: str, thresholds: Mapping[str, float], settings: Moderation) -> None:
         self.name, self.thresholds, self.settings = name, thresholds, settings
+        self.sees = settings.images
         self.client = OpenAIModel(
             settings.url, settings.model, key=settings.key, timeout=settings.timeout_s
         )

@@ -79,6 +79,7 @@ def compile_entry(entry: Entry) -> Rule:
 class PhraseDetector:
     """The highest weight among the phrases that a text holds."""
 
+    sees = False
     # Characters that take about as long as a thread takes to start.
     quick = 4096
 
