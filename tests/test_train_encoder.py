@@ -20,7 +20,9 @@ from transformers import BertConfig, BertModel
 from mmguard.bundles import load_detector
 from mmguard.detect.encoder import EncoderDetector
 from mmguard.detect.windows import Window
+from mmguard.train.alarms import SOURCE
 from mmguard.train.encoder import Stages, soup, train_encoder
+from mmguard.train.fit import Batch, Recipe, Run
 from mmguard.train.measure import load_rows, measure
 from mmguard.train.mix import Example
 from mmguard.train.network import (
@@ -103,6 +105,19 @@ def test_a_soup_is_the_mean(base: str) -> None:
     assert torch.allclose(
         mixed.heads.weight, (pair[0].heads.weight + pair[1].heads.weight) / 2, atol=1e-6
     )
+
+
+def test_the_teacher_is_not_heard_on_alarms(base: str, tmp_path: Path) -> None:
+    run = Run(load_network(base), Recipe(taught=0.5), 1, tmp_path)
+    teacher = load_network(base)
+    torch.nn.init.zeros_(teacher.heads.weight)
+    torch.nn.init.constant_(teacher.heads.bias, 9.0)
+    run.teacher = teacher
+    told = [Example("a", "b", answer=0.0), Example("a", "b", answer=0.0, source=SOURCE)]
+    batch = Batch([window(9, 0), window(9, 1)], told)
+    found = run.soften(targets(told), collate(batch.windows, "cpu"), run.shares(batch))
+    assert found[:, 0].tolist() == pytest.approx([0.5, 0.0], abs=1e-3)
+    assert found[1, 1] > 0.99
 
 
 @given(st.floats(0.2, 4), st.floats(-2, 2))

@@ -22,6 +22,7 @@ from mmguard.detect.encoder import EncoderDetector, Parts
 from mmguard.detect.windows import Shape
 from mmguard.detect.wording import FILE, Wording
 from mmguard.errors import InputError
+from mmguard.train.alarms import alarms
 from mmguard.train.export import export
 from mmguard.train.fit import Batch, Encode, Fitting, Recipe, fit, plan
 from mmguard.train.linear import fit_heads, pack
@@ -36,6 +37,8 @@ from mmguard.train.report import describe, tally
 # A student of a student has learnt most already: its part of a pass, and how much oftener it
 # sees harmless answers to alarming requests.
 AGAIN, HARD = 0.45, 1.5
+# The third and later ones are there for what alarms and means no harm.
+LAST = (("alarm", 2.0),)
 Tick = Callable[[str, int, int, float], object]
 
 
@@ -74,7 +77,9 @@ class Stages:
         # The teacher has seen little chit-chat and few answers about pictures that alarm.
         times = (("diasafety_train", 0.8), ("msts_en_mm", 2.0), ("msts_en_text", 2.0))
         found = replace(self.recipe(2 + number), later=0.5, times=times)
-        return replace(found, passes=found.passes * AGAIN, hard=HARD) if number else found
+        if number:
+            found = replace(found, passes=found.passes * AGAIN**number, hard=HARD)
+        return replace(found, times=(*times, *LAST), pairs=0.0) if number > 1 else found
 
     def recipe(self, number: int) -> Recipe:
         shape = Shape(window=176)
@@ -88,7 +93,8 @@ def gather(rows: Sequence[Row], seed: int = 0) -> Corpus:
     if not any(e.answer is not None for e in pool):
         raise InputError("the data has no row with a response and response_harm: nothing to learn")
     pool += [found for row in rows if row.get("response") and (found := bare(row))]
-    return Corpus(pool + make(pool, Random(seed)), contrasts(rows))
+    made = make(pool, Random(seed)) + alarms(pool, Random(seed))
+    return Corpus(pool + made, contrasts(rows))
 
 
 def train_network(corpus: Corpus, stages: Stages, encode: Encode) -> Network:

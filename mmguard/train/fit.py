@@ -33,9 +33,9 @@ class Recipe:
     """The numbers of a run.
 
     `average` is the decay of the averaged weights, `pairs` the share of contrast batches on
-    top, `taught` the teacher's part of a target, `later` how often a window may come from
-    further on; `times` overrides how often a row of a source is drawn, and `hard` multiplies it
-    for harmless answers to alarming requests.
+    top, `taught` the teacher's part of a target except for the sources in `untaught`, on which
+    it errs, `later` how often a window may come from further on; `times` overrides how often a
+    row of a source is drawn, and `hard` multiplies it for harmless answers to alarming requests.
     """
 
     passes: float = 3
@@ -45,6 +45,7 @@ class Recipe:
     average: float = 0.998
     pairs: float = 0.15
     taught: float = 0.5
+    untaught: tuple[str, ...] = ("alarm",)
     later: float = 0.3
     times: tuple[tuple[str, float], ...] = ()
     hard: float = 1.0
@@ -127,17 +128,22 @@ class Fitting(Run[Batch]):
         with half(device):
             fed = collate(batch.windows, device)
             logits = self.network(*fed).float()
-            wanted = self.soften(targets(batch.examples).to(device), fed)
+            wanted = self.soften(targets(batch.examples).to(device), fed, self.shares(batch))
         loss = loss_of(logits, wanted)
         return loss + contrast(logits[::2], logits[1::2]) if batch.paired else loss
 
-    def soften(self, wanted: Tensor, fed: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def shares(self, batch: Batch) -> Tensor:
+        """The teacher's part of each example's targets, [batch, 1]."""
+        recipe = self.recipe
+        parts = [recipe.taught * (e.source not in recipe.untaught) for e in batch.examples]
+        return torch.tensor(parts, device=recipe.device)[:, None]
+
+    def soften(self, wanted: Tensor, fed: tuple[Tensor, Tensor, Tensor], share: Tensor) -> Tensor:
         """The targets, blended with what the teacher says, which also fills their gaps."""
         if self.teacher is None:
             return wanted
         with torch.no_grad():
             said = self.teacher(*fed).float().sigmoid()
-        share = self.recipe.taught
         return torch.where(wanted.isnan(), said, share * said + (1 - share) * wanted)
 
 
