@@ -162,7 +162,7 @@ def train(base: str, data: tuple[Path, Path], out: Path, stop: int = 10**9) -> d
         if len(steps) > stop:
             raise Stopped
 
-    stages = Stages(base, out.with_name(f"{out.name}.work"), 4, (2, 1), rate=4e-3, tick=tick)
+    stages = Stages(base, out.with_name(f"{out.name}.work"), 4, (2, 1, 1), rate=4e-3, tick=tick)
     result = train_encoder([data[0]], data[1], out, stages)
     return {**result, "ticks": len(steps)}
 

@@ -2,7 +2,8 @@
 
 Members are trained from different seeds and averaged. The average teaches students, each cut
 from the one before to fewer layers: they learn from the labels, and from what their teacher
-says where there are none. A linear model of the same rows goes beside the last of them.
+says where there are none. One that is cut no further is averaged with what it was. A linear
+model of the same rows goes beside the last of them.
 """
 
 from __future__ import annotations
@@ -108,8 +109,16 @@ def train_network(corpus: Corpus, stages: Stages, encode: Encode) -> Network:
     student = deepcopy(teacher)
     for i, layers in enumerate(stages.layers):
         course = Course(f"student {i + 1}", stages.student(i), corpus, encode, stages)
-        student = course.train(keep_layers(student, layers), teacher)
+        before = student
+        student = course.train(keep_layers(deepcopy(before), layers), teacher)
+        if i and depth(student) == depth(before):
+            # By itself it forgets harm (Wortsman et al., arXiv 2109.01903).
+            student = soup((before, student))
     return student
+
+
+def depth(network: Network) -> int:
+    return len(network.body.encoder.layer)
 
 
 def soup(networks: Sequence[Network]) -> Network:

@@ -22,13 +22,14 @@ from mmguard.detect.encoder import EncoderDetector, Parts, Scale, open_session
 from mmguard.detect.hazards import HAZARDS
 from mmguard.errors import InputError
 from mmguard.evals.figures import Array, auroc, f1, figures
-from mmguard.evals.intervals import DRAWS, LEVEL, draw_weights
+from mmguard.evals.intervals import DRAWS, draw_weights
 from mmguard.evals.streams import measure_streams
 from mmguard.train.measure import Row, keep, measure, samples_of, scores
 from mmguard.train.mix import hazards
 
-# The share of harmless dev answers that each word may flag, with 95 % confidence over prompts.
+# The share of harmless dev answers that each word may flag, with this confidence over prompts.
 PROMISES = {"low": 0.015, "medium": 0.07, "high": 0.12}
+SURE = 0.99
 STREAMED = 400
 REMEMBERED = 200_000
 # With more, dev is told apart better still, and harm that comes late is missed.
@@ -105,12 +106,12 @@ def keep_promise(found: Array, groups: Array, promise: float) -> float:
     """The lowest threshold that flags at most this share of harmless rows, prompts redrawn.
 
     Answers to one prompt are alike, so rows are no sample: prompts are. The bound is the
-    bootstrap's 95 % quantile. Raises `InputError` if even the highest score breaks it.
+    bootstrap's quantile at `SURE`. Raises `InputError` if even the highest score breaks it.
     """
     weights = np.concatenate(list(draw_weights(groups, DRAWS, 0)))
     order = np.argsort(-found)
     shares = np.cumsum(weights[:, order], axis=1) / weights.sum(1, keepdims=True)
-    kept = int(np.searchsorted(np.quantile(shares, LEVEL, axis=0), promise, side="right"))
+    kept = int(np.searchsorted(np.quantile(shares, SURE, axis=0), promise, side="right"))
     if kept == 0:
         raise InputError(f"the dev rows cannot prove {promise:.1%} false alarms: add prompts")
     above, below = found[order][kept - 1], found[order][min(kept, len(found) - 1)]

@@ -22,6 +22,9 @@ worst counts. {beside}Made by `mmguard train encoder` from the base `{base}`.
 |---|---|---|
 {sources}
 
+Besides: what is made of these rows by rule; harmless answers that alarm, written for mmguard (Apache-2.0);
+and a few more of those that SmolLM2-135M-Instruct wrote (Apache-2.0).
+
 Thresholds and probabilities were set on one half of the dev rows, by prompt; "unseen" is the other half.
 
 """
