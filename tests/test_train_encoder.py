@@ -22,11 +22,12 @@ from mmguard.detect.encoder import EncoderDetector
 from mmguard.detect.windows import Window
 from mmguard.train.alarms import SOURCE
 from mmguard.train.encoder import Stages, soup, train_encoder
-from mmguard.train.fit import Batch, Recipe, Run
+from mmguard.train.fit import Batch, Fitting, Recipe
 from mmguard.train.measure import load_rows, measure
 from mmguard.train.mix import Example
 from mmguard.train.network import (
     HEADS,
+    collate,
     keep_layers,
     load_network,
     loss_of,
@@ -108,7 +109,7 @@ def test_a_soup_is_the_mean(base: str) -> None:
 
 
 def test_the_teacher_is_not_heard_on_alarms(base: str, tmp_path: Path) -> None:
-    run = Run(load_network(base), Recipe(taught=0.5), 1, tmp_path)
+    run = Fitting(load_network(base), Recipe(taught=0.5), 1, tmp_path)
     teacher = load_network(base)
     torch.nn.init.zeros_(teacher.heads.weight)
     torch.nn.init.constant_(teacher.heads.bias, 9.0)
