@@ -123,7 +123,7 @@ def shorten(url: str) -> str:
     try:
         parsed = httpx.URL(url)
         return repr(media.shorten(f"{parsed.scheme}://{parsed.host}{parsed.path}"))
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         return "the picture's URL"
 
 
@@ -169,7 +169,7 @@ class Trip:
     def parse(self, url: str) -> httpx.URL:
         try:
             return httpx.URL(url)
-        except httpx.InvalidURL:
+        except (httpx.InvalidURL, UnicodeError):
             raise self.refuse("is no URL: use https:// or data:") from None
 
     async def aim(self, url: httpx.URL) -> Target:
