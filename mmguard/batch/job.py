@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -137,7 +138,12 @@ def tell_job(wrapped: Wrapped, plan: Plan) -> dict[str, Any]:
 
 
 def version(detector: str) -> str:
-    return load_bundle(detector).manifest.version if detector in shipped() else ""
+    """The version of a shipped bundle, and a hash of its files."""
+    if detector not in shipped():
+        return ""
+    manifest = load_bundle(detector).manifest
+    files = hashlib.sha256(repr(sorted(manifest.files.items())).encode()).hexdigest()
+    return f"{manifest.version}+{files[:8]}"
 
 
 def beside(source: Path) -> Path:
