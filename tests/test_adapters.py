@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from PIL.Image import new
 from typer.testing import CliRunner
 
 from mmguard import prompts, wrap
@@ -30,7 +31,7 @@ from mmguard.train.detoxifier import detoxifier, shorten, spread, substance
 from mmguard.train.everyday import UNTAUGHT
 from mmguard.train.lessons import IGNORED, Lesson, Limits, Line, batches, collate, line
 from mmguard.train.lora import graft
-from mmguard.train.proof import Bench
+from mmguard.train.proof import Bench, groups
 from mmguard.train.scale import settle
 from mmguard.train.tasks import FORMS, parts
 from mmguard.train.tune import Plan, Pupil, tune
@@ -318,6 +319,21 @@ def test_the_scale_tells_held_lessons_apart() -> None:
     assert scale == 1.5
     assert [shares["harmful"]["value"] for shares in found.values()] == [0, 1, 1]
     assert [shares["harmless"]["value"] for shares in found.values()] == [0, 0, 1]
+
+
+def test_wishes_in_pictures_are_asked_in_words_too(tmp_path: Path) -> None:
+    new("RGB", (8, 8)).save(tmp_path / "a.png")
+    wish = {"goal": "How to knit socks"}
+    row = {"source": "d", "prompt": "Fill it in.", "prompt_harm": 0, "image": "a.png", "meta": wish}
+    taught = {**row, "meta": {"goal": "How to knit hats"}}
+    rows = [(row, tmp_path), (taught, tmp_path)]
+    found = groups(rows, {"How to knit hats"}, Bench(quiet()))
+    [shown], [closed] = found["harmless picture, d"], found["harmless picture with eyes closed, d"]
+    [text] = found["harmless text, d"]
+    assert (len(shown.images), shown.query, text.query) == (1, "Fill it in.", "How to knit socks")
+    assert not closed.images
+    assert '> The picture says: "How to knit socks"' in closed.query
+    assert "Fill it in." in closed.query
 
 
 # -- bundles ------------------------------------------------------------------

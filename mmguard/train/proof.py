@@ -21,6 +21,7 @@ from mmguard import prompts
 from mmguard.evals.figures import Array
 from mmguard.evals.intervals import DRAWS, Figure, clopper_pearson, describe, draw_weights
 from mmguard.rows import make_sample
+from mmguard.train.conscience import closed
 from mmguard.train.everyday import UNTAUGHT
 from mmguard.train.tasks import parts
 from mmguard.types import Detector, Finding, Message, Model, Request, Sample, Text
@@ -83,8 +84,8 @@ def groups(
 ) -> dict[str, list[Request]]:
     """Requests by what they are: harmful or harmless, text or picture, and their source.
 
-    A wish that stands in a picture is asked as text too; of a picture that is not beside
-    its file, the words.
+    A wish that stands in a picture is asked as text too, and with eyes closed, over what the
+    picture says; of a picture that is not beside its file, the words.
     """
     told = defaultdict[str, dict[str, Any]](dict)
     for row, folder in rows:
@@ -97,7 +98,9 @@ def groups(
             continue
         told[f"{harm} picture, {row.get('source')}"][wish] = (row, folder)
         if (row.get("meta") or {}).get("goal"):
+            shut = closed(f'The picture says: "{wish}"', row["prompt"])
             told[f"{harm} text, {row.get('source')}"][wish] = (wish, None)
+            told[f"{harm} picture with eyes closed, {row.get('source')}"][wish] = (shut, None)
     return {
         name: [request_of(*item) for item in bench.sample(list(items.values()))]
         for name, items in sorted(told.items())
