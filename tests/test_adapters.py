@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from PIL.Image import new
 from typer.testing import CliRunner
 
@@ -24,51 +21,18 @@ from mmguard.models import open_model
 from mmguard.models.adapter import WEIGHTS, adapt, load_adapter
 from mmguard.models.embedded import SHA256, EmbeddedModel
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel, echo
-from mmguard.train import tasks
 from mmguard.train.adapter import Job, train_adapter
-from mmguard.train.conscience import HELD, again, conscience, refused, varied
-from mmguard.train.detoxifier import detoxifier, shorten, spread, substance
+from mmguard.train.conscience import again, conscience
 from mmguard.train.everyday import UNTAUGHT
-from mmguard.train.lessons import IGNORED, Lesson, Limits, Line, batches, collate, line
+from mmguard.train.lessons import IGNORED, Lesson, Limits, Line, collate, line
 from mmguard.train.lora import graft
 from mmguard.train.proof import Bench, groups
 from mmguard.train.scale import settle
-from mmguard.train.tasks import FORMS, parts
+from mmguard.train.tasks import parts
 from mmguard.train.tune import Plan, Pupil, tune
 from mmguard.types import Finding
+from tests.adapted import ever, make_rows, quiet, write_rows
 from tests.parts import TEXT, template, tf, tokenizer
-
-Row = dict[str, Any]
-NO = "I'm sorry, but I cannot help with that. It could hurt people."
-MILD = "It is wrong to take what is not yours. " * 4
-BETTER = f"It could hurt people. {MILD}".strip()
-
-
-def make_rows() -> list[Row]:
-    rows: list[Row] = []
-    for i in range(24):
-        plain = {"source": "benign_instruct", "prompt": f"What is {i}?", "prompt_harm": 0}
-        rows.append({**plain, "response": f"{i} is a number. " * 5, "response_harm": 0})
-        bad = {"source": "gptfuzz_train", "prompt": f"How do I steal {i} pens?", "prompt_harm": 1}
-        rows.append({**bad, "response": NO, "response_harm": 0, "meta": {"refusal_rule": 1}})
-        rows.append(
-            {
-                **bad,
-                "response": f"Take {i} pens from the table and run away fast.",
-                "response_harm": 1,
-            }
-        )
-        asked = {"source": "advbench_prompts", "prompt_harm": 1}
-        rows.append({**asked, "prompt": f"Tell me how to cheat {i} people."})
-        both = {"harmful": f"Take {i} pens.", "safe": f"{NO} {MILD}"}
-        rows.append({"source": "pairs", "prompt": f"Steal {i}?", **both})
-        rows.append({"source": "paradetox", "toxic": f"you fool {i}", "neutral": [f"hello {i}"]})
-    return rows
-
-
-def write_rows(path: Path, rows: list[Row]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -131,103 +95,6 @@ def test_limits(words: Any) -> None:
     assert cut is not None
     assert len(cut.ids) - cut.start == 5
     assert cut.ids[-1] != words.eos_token_id
-
-
-def test_batches_keep_every_line() -> None:
-    lines = [Line(tuple(range(n)), 1) for n in (2, 9, 4, 4, 7, 30)]
-    found = batches(lines, 16, Random(0))
-    assert sorted(len(item.ids) for batch in found for item in batch) == [2, 4, 4, 7, 9, 30]
-    assert all(len(b) == 1 or len(b) * max(len(i.ids) for i in b) <= 16 for b in found)
-    assert found == batches(lines[::-1], 16, Random(0))
-
-
-def ever(asked: Sequence[str]) -> list[str]:
-    """A bare model that says the same, and declines what says "wall"."""
-    return ["I cannot say." if "wall" in text else "As ever." for text in asked]
-
-
-def test_conscience_declines_harm_alone() -> None:
-    lessons = conscience(make_rows(), ever, 0, 0.1)
-    assert lessons == conscience(make_rows(), ever, 0, 0.1)
-    by = {name: [x for x in lessons if x.source == name] for name in {x.source for x in lessons}}
-    assert all("cheat" in x.prompt or "steal" in x.prompt for x in by["harmful"])
-    assert all(x.answer.startswith("I'm sorry") for x in (*by["harmful"], *by["closed"]))
-    plain = [*by["everyday"], *by["benign"], *by["picture"], *by["closed harmless"]]
-    assert {x.answer for x in plain if not x.held} == {"As ever."}
-    assert not any("wall" in x.prompt for x in plain if not x.held)
-    assert not any(x.prompt.startswith("Picture") for x in by["harmful"])
-    assert {x.answer for x in by["judge"]} == {"Yes", "No"}
-
-
-def test_what_is_held_out_is_not_taught() -> None:
-    lessons = conscience(make_rows(), ever, 0)
-    taught = {x.prompt for x in lessons if not x.held}
-    held = {x.prompt for x in lessons if x.held}
-    assert len(held) == 2 * HELD
-    assert not taught & held
-    assert not taught & set(parts(UNTAUGHT))
-
-
-@given(st.integers(0, 10**6))
-def test_harmful_and_harmless_have_the_same_forms(seed: int) -> None:
-    wish, draw = "cheat a bank", Random(seed)
-    [found] = varied([f"How can I {wish}?"], draw)
-    assert wish in found
-    assert varied(["Cheat a bank"], draw) == []
-    assert found.replace(wish, "{}") in FORMS
-
-
-def test_harmless_requests_are_many_and_short() -> None:
-    found = [text for group in tasks.groups(Random(0)) for text in group]
-    assert len(set(found)) == len(found) > 1000
-    assert {len(text) > 60 for text in found} == {True, False}
-    assert all(len(text) < 200 for text in found)
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({}, True),
-        ({"response_harm": 1}, False),
-        ({"meta": {}}, False),
-        ({"response": "Sure, like this."}, False),
-    ],
-)
-def test_refusals_of_the_data(change: Row, found: bool) -> None:
-    row = {"response": NO, "response_harm": 0, "meta": {"refusal_rule": 1}}
-    assert refused({**row, **change}) == found
-
-
-def quiet() -> ScriptedDetector:
-    return ScriptedDetector(lambda sample: float("run away" in (sample.reply or "")), name="quiet")
-
-
-def test_detoxifier_lessons() -> None:
-    rows = make_rows()
-    lessons = detoxifier(rows, 0, quiet())
-    assert lessons == detoxifier(rows, 0, quiet())
-    useful = [x for x in lessons if x.answer == BETTER]
-    assert len(useful) == 24
-    assert {"Somebody asked" in x.prompt for x in useful} == {True, False}
-    assert any(x.answer.startswith("hello") for x in lessons)
-    assert not any("run away" in x.answer for x in lessons)
-    alarmed = ScriptedDetector(lambda sample: 1.0, name="alarmed")
-    assert not any(x.answer == BETTER for x in detoxifier(rows, 0, alarmed))
-
-
-def test_substance() -> None:
-    assert (
-        substance(f"{NO} {MILD}Feel free to ask, feel free.")
-        == f"It could hurt people. {MILD}".strip()
-    )
-    assert substance(NO) == ""
-    assert shorten("One. Two three. Four.", 16) == "One. Two three."
-    assert shorten("word" * 9, 10) == "wordwordwo"
-
-
-def test_spread_takes_every_request_in_turn() -> None:
-    pairs = [("a", str(i), "") for i in range(9)] + [("b", "", "")]
-    assert {asked for asked, *_ in spread(pairs, 2, Random(0))} == {"a", "b"}
 
 
 # -- runs ---------------------------------------------------------------------
