@@ -45,6 +45,15 @@ def sidecar(folder: Path, **settings: Any) -> Any:
     return app(upstream, policy, operator_key=KEY, keys=keys, **settings)
 
 
+def fill(url: str) -> str:
+    """Decisions of every kind, a hostile one last; gives the address back."""
+    for i in range(3):
+        ask(url, f"say fine {i}")
+    ask(url, "please mend this", picture=True)
+    ask(url, f"hostile {HOSTILE}", key="a-hostile-name")
+    return url
+
+
 def ask(url: str, text: str, *, picture: bool = False, key: str = "a-key-of-the-team") -> None:
     parts: list[Any] = [{"type": "text", "text": text}]
     if picture:

@@ -20,6 +20,7 @@ from tests.panels import (
     ask,
     await_kept,
     choice,
+    fill,
     find_chromium,
     open_decision,
     rows,
@@ -54,12 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ui")
     audit = {"path": folder / "a.db", "texts": True, "pictures": True}
     with served(sidecar(folder, audit=audit)) as url:
-        url = url.removesuffix("/v1")
-        for i in range(3):
-            ask(url, f"say fine {i}")
-        ask(url, "please mend this", picture=True)
-        ask(url, f"hostile {HOSTILE}", key="a-hostile-name")
-        yield url
+        yield fill(url.removesuffix("/v1"))
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +92,6 @@ def opened(known: Page, site: str) -> Iterator[Open]:
     with watched(known):
         yield open_page
     known.unroute_all()
-
-
-# -- coming and going ---------------------------------------------------------------------
 
 
 def test_signing_in_and_out(unknown: Page) -> None:
@@ -351,9 +344,6 @@ def test_without_an_audit(opened: Open, tmp_path: Path) -> None:
         expect(page.locator("#no-audit pre")).to_contain_text("path: audit.db")
         page.get_by_role("link", name="Load").click()
         expect(page.get_by_text("In flight now")).to_be_visible()
-
-
-# -- for everybody ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
