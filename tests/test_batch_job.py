@@ -120,6 +120,26 @@ def test_an_answer_that_no_detector_saw_is_rejected(source: Path, tmp_path: Path
     assert "'harm' failed: no memory" in (tmp_path / "out" / "rejected.jsonl").read_text()
 
 
+def test_a_failure_that_the_policy_lets_pass_is_no_safe_data(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "harmless?"}])
+    detector = harm_detector()
+    detector.script = lambda sample: Finding("harm", 0.0, error="no memory")
+    policy = make_policy(on_error="pass")
+    wrapped = Wrapped(ScriptedModel(tempted), policy, detectors={"harm": detector})
+    assert play(Job(wrapped, Plan(source), tmp_path / "out")) == {"rejected": 1}
+
+
+def test_a_step_that_failed_before_another_mended_is_no_fault(source: Path, tmp_path: Path) -> None:
+    def script(request: AnyRequest) -> str | Reply:
+        if "Do not answer it" in words(request):
+            raise ModelError("no description today")
+        return tempted(request)
+
+    play(make_job(source, tmp_path / "out", script))
+    mended = list(read_made(tmp_path / "out"))[-1]
+    assert (mended["step"], mended["answer"]) == ("rewrite", "a mended answer")
+
+
 def test_too_many_rejects_stop_the_job(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}?", **({"image": "gone.png"} if i % 4 else {})} for i in range(99)]
     source = write(tmp_path / "rows.jsonl", rows)

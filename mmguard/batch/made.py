@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from mmguard.batch.folder import digest
 from mmguard.batch.items import Item
-from mmguard.record import describe
-from mmguard.types import Call, Guarded, Image, Request, Text
+from mmguard.record import describe, retell
+from mmguard.types import Guarded, Image, Request, Text
 
 Made = dict[str, Any]
 
@@ -57,7 +56,7 @@ def make_row(item: Item, guarded: Guarded, name: Callable[[Image], str]) -> Made
         "captions": quote(guarded, "caption"),
         "plans": quote(guarded, "plan"),
         "trail": [describe(finding) for finding in guarded.trail],
-        "calls": [tell(call) for call in guarded.calls],
+        "calls": [retell(call, texts=False) for call in guarded.calls],
         "facts": dict(item.facts),
         "policy": guarded.policy,
     }
@@ -83,20 +82,10 @@ def rate(guarded: Guarded) -> Mapping[str, float]:
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def tell(call: Call) -> Made:
-    reply = call.reply
-    return {
-        "stage": call.stage,
-        "model": call.model,
-        "finish": reply.finish,
-        "ms": round(reply.ms, 3),
-        "usage": asdict(reply.usage),
-    }
-
-
 def fault(guarded: Guarded) -> str:
     """Why this answer cannot be kept, if so: what no check has seen is no safe data."""
-    broken = [f for f in guarded.trail if f.error and f.action != "pass"]
+    # A step that failed has its own name as its stage; the next one's answer was checked.
+    broken = [f for f in guarded.trail if f.error and f.detector != f.stage]
     if broken:
         return f"detector {broken[0].detector!r} failed: {broken[0].error}"
     return "" if guarded.text.strip() else "the answer is empty"
