@@ -7,9 +7,11 @@ knows what a failure means; a flow that ends by an exception hands it to the cal
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from mmguard.asks import Answer, Ask, Emit, Flow, Generate, Read, Score, Together
@@ -18,6 +20,7 @@ from mmguard.errors import DeadlineError, DetectorError, ModelError
 from mmguard.types import AnyRequest, Finding, Reply, Sample
 
 T = TypeVar("T")
+P = TypeVar("P")
 Pieces = Generator[str | Reply, None, None]
 AsyncPieces = AsyncGenerator[str | Reply, None]
 
@@ -287,6 +290,7 @@ class Tap:
         self.runtime = runtime
         self.pieces: Pieces | None = None
         self.source: Read | None = None
+        self.seconds = 0.0
 
     def read(self, ask: Read) -> str | Reply | Exception | None:
         try:
@@ -296,7 +300,9 @@ class Tap:
                 return None
             if self.pieces is None:
                 self.source, self.pieces = ask, self.runtime.open(ask.model, ask.request)
-            piece = next(self.pieces, BROKEN)
+                self.seconds = 0.0
+            start = time.perf_counter()
+            piece = timed(next(self.pieces, BROKEN), self, start)
             if not isinstance(piece, str):
                 self.close()
             return piece
@@ -316,6 +322,7 @@ class AsyncTap:
         self.runtime = runtime
         self.pieces: AsyncPieces | None = None
         self.source: Read | None = None
+        self.seconds = 0.0
 
     async def read(self, ask: Read) -> str | Reply | Exception | None:
         try:
@@ -325,7 +332,9 @@ class AsyncTap:
                 return None
             if self.pieces is None:
                 self.source, self.pieces = ask, self.runtime.open(ask.model, ask.request)
-            piece = await anext(self.pieces, BROKEN)
+                self.seconds = 0.0
+            start = time.perf_counter()
+            piece = timed(await anext(self.pieces, BROKEN), self, start)
             if not isinstance(piece, str):
                 await self.aclose()
             return piece
@@ -336,6 +345,14 @@ class AsyncTap:
         if self.pieces is not None:
             await self.pieces.aclose()
             self.pieces = None
+
+
+def timed(piece: P, tap: Tap | AsyncTap, start: float) -> P:
+    """The piece; a reply that tells no time of its own has that which its stream was waited for."""
+    tap.seconds += time.perf_counter() - start
+    if isinstance(piece, Reply) and not piece.ms:
+        return replace(piece, ms=tap.seconds * 1e3)
+    return piece
 
 
 # A stream that just ends may have been cut off anywhere: that must not pass for an answer.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mmguard import drive, guard
+from mmguard import drive, guard, wrap
 from mmguard.asks import Flow, Generate, Score, together
 from mmguard.errors import ModelError, UnknownName
 from mmguard.models.scripted import ScriptedDetector, ScriptedModel
@@ -351,3 +351,17 @@ def test_never_an_answer_of_the_wrong_kind() -> None:
     policy, runtime = make_world(target=ScriptedModel(lambda r: BAD))
     runtime.detectors["harm"] = runtime.models["target"]  # type: ignore[assignment]  # on purpose
     assert drive.run(guard(ask(), policy), runtime).action == "block"
+
+
+def test_a_draft_that_was_read_tells_how_long_it_took() -> None:
+    """The demo once told 0 ms for every draft."""
+
+    def slow(request: AnyRequest) -> str:
+        time.sleep(0.02)
+        return "fine"
+
+    policy = make_policy(stream={"window": 2})
+    wrapped = wrap(ScriptedModel(slow), policy=policy, detectors={"harm": harm_detector()})
+    for guarded in (wrapped.chat("hi"), asyncio.run(wrapped.achat("hi"))):
+        assert guarded.draft is not None
+        assert guarded.draft.ms >= 20
